@@ -1,0 +1,1 @@
+"""The token contract and the engines that execute it."""

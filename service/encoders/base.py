@@ -1,0 +1,64 @@
+"""The encoder contract: complete token ids in, unit-length float32 embeddings out, in input order.
+
+Two faces of one thing: `Encoder` runs inside the worker process and blocks; `AsyncEncoder` is what the batcher drives
+from the event loop. Token ids are complete: BOS, template, truncation and the closing [EOS] are already in them.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Embeddings = NDArray[np.float32]
+TokenIds = Sequence[int]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What turns token ids into embeddings, in one process, blocking."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        ...
+
+    def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
+        """Embed texts given as complete token ids.
+
+        Args:
+            token_ids: one non-empty sequence of ids per text; [EOS] included.
+        Returns:
+            Shape (len(token_ids), dimension), float32, rows of unit length, in input order.
+            An empty list gives shape (0, dimension).
+        Raises:
+            EncoderError: the engine failed, or an embedding is not finite.
+        """
+        ...
+
+
+@runtime_checkable
+class AsyncEncoder(Protocol):
+    """An encoder behind a process boundary; safe to call while another call is under way."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a call now would be executed rather than wait for a (re)start."""
+        ...
+
+    async def start(self) -> None:
+        """Load the checkpoint; returns when ready. Raises ConfigurationError if it never can be."""
+        ...
+
+    async def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
+        """As `Encoder.encode`. Raises EncoderError when the worker was lost and the one retry failed."""
+        ...
+
+    async def stop(self) -> None:
+        """End the worker. Calls still under way raise EncoderError."""
+        ...

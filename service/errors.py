@@ -1,0 +1,141 @@
+"""The errors a caller can see, and the one table from error to HTTP status.
+
+Every message states the value, the limit and the way out. Child processes send an error as `(code, detail)`;
+`error_from_code` builds it again on the other side.
+"""
+
+from typing import Any, ClassVar
+
+
+class EoseekError(Exception):
+    """Base of all errors with a stable `code`; `detail` is written for the caller."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self, detail: str, *, retry_after_seconds: float | None = None, extra: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_seconds = retry_after_seconds
+        self.extra = extra or {}
+
+
+class ConfigurationError(EoseekError):
+    """The service cannot start as configured; the command ends with this line and exit code 2."""
+
+    code = "configuration"
+    title = "Configuration error"
+
+
+class InvalidInputError(EoseekError):
+    """A well-formed request whose content is refused."""
+
+    code = "invalid_input"
+    status = 422
+    title = "Invalid input"
+
+
+class MalformedInputError(EoseekError):
+    """A body that cannot be read: not JSON, not UTF-8, a lone surrogate."""
+
+    code = "malformed_input"
+    status = 400
+    title = "Malformed input"
+
+
+class TextTooLongError(InvalidInputError):
+    """A text over the model's length without `truncate: true`."""
+
+    code = "text_too_long"
+    title = "Text too long"
+
+
+class InvalidFilterError(InvalidInputError):
+    """A filter that Qdrant would refuse; the detail names the place in it."""
+
+    code = "invalid_filter"
+    title = "Invalid filter"
+
+
+class BodyTooLargeError(EoseekError):
+    """A request body over the limit."""
+
+    code = "body_too_large"
+    status = 413
+    title = "Body too large"
+
+
+class NotFoundError(EoseekError):
+    """An unknown collection or document."""
+
+    code = "not_found"
+    status = 404
+    title = "Not found"
+
+
+class FingerprintMismatchError(EoseekError):
+    """A collection that belongs to another checkpoint."""
+
+    code = "fingerprint_mismatch"
+    status = 409
+    title = "Collection belongs to another checkpoint"
+
+
+class OverloadedError(EoseekError):
+    """Admission is full; `retry_after_seconds` estimates when it is not."""
+
+    code = "overloaded"
+    status = 429
+    title = "Overloaded"
+
+
+class NotReadyError(EoseekError):
+    """Base of the errors that time may heal; answered with 503."""
+
+    code = "not_ready"
+    status = 503
+    title = "Not ready"
+
+
+class DeadlineExceededError(NotReadyError):
+    """The request's deadline passed before its result was there."""
+
+    code = "deadline_exceeded"
+    title = "Deadline exceeded"
+
+
+class EncoderError(NotReadyError):
+    """The encoder failed or is away."""
+
+    code = "encoder_unavailable"
+    title = "Encoder unavailable"
+
+
+class StoreError(NotReadyError):
+    """The store failed or is away."""
+
+    code = "store_unavailable"
+    title = "Store unavailable"
+
+
+class NotImplementedHereError(EoseekError):
+    """A call of the interface that this version does not answer yet."""
+
+    code = "not_implemented"
+    status = 501
+    title = "Not implemented"
+
+
+def _subclasses(cls: type[EoseekError]) -> list[type[EoseekError]]:
+    return [cls] + [found for child in cls.__subclasses__() for found in _subclasses(child)]
+
+
+def error_from_code(code: str, detail: str) -> EoseekError:
+    """The error of the class that carries `code`; `EoseekError` itself for an unknown one."""
+    for cls in _subclasses(EoseekError):
+        if cls.code == code:
+            return cls(detail)
+    return EoseekError(detail)

@@ -1,0 +1,1 @@
+"""From incoming documents to durable points."""

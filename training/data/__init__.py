@@ -1,0 +1,1 @@
+"""Readers, sampler and collator."""

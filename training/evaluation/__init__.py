@@ -1,0 +1,1 @@
+"""Metrics, runs and comparisons."""
