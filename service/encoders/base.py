@@ -5,13 +5,14 @@ from the event loop. Token ids are complete: BOS, template, truncation and the c
 """
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 Embeddings = NDArray[np.float32]
 TokenIds = Sequence[int]
+Pooling = Literal["cls", "mean", "last_token"]
 
 
 @runtime_checkable

@@ -1,0 +1,257 @@
+"""The packed forward: all texts of a batch in one row of tokens, without padding outside attention.
+
+A function registered with transformers' attention interface attends within each sequence only, so every family that
+goes through that interface works without model surgery. Inside attention, neighbouring sequences of similar length
+share one call, right-padded just there: a causal call needs no mask for padding on the right. The price: sequences
+should come sorted by length. Families outside the interface take `padded_forward`. Differentiable, so training uses it.
+
+Shapes: T tokens of the row, H heads, D head size, N sequences, L longest sequence of a group.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+ATTENTION = "eoseek_packed"
+# these families count positions from the padding index on
+_POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text"})
+# a padded slot costs attention only, a further call costs about what 16 padded slots cost in every sequence
+_PADDING_SHARE = 0.8
+_PADDING_SLOTS = 16
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring sequences of similar length that share one attention call."""
+
+    start: int
+    end: int
+    lengths: list[int]
+    slots_NL: Tensor | None = None  # row index of each slot; None when all lengths are equal
+    valid_NL: Tensor | None = None  # which slots hold a token
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest sequence."""
+        return max(self.lengths)
+
+    def unpack(self, x_HTD: Tensor) -> Tensor:
+        """(H, T, D) of the whole row to (N, H, L, D) of this group."""
+        if self.slots_NL is not None:
+            return x_HTD[:, self.slots_NL].transpose(0, 1)
+        heads, _, size = x_HTD.shape
+        own = x_HTD[:, self.start : self.end]
+        return own.reshape(heads, len(self.lengths), -1, size).transpose(0, 1)
+
+    def pack(self, x_NHLD: Tensor) -> Tensor:
+        """(N, H, L, D) to (tokens of this group, H, D)."""
+        x_NLHD = x_NHLD.transpose(1, 2)
+        return x_NLHD.flatten(0, 1) if self.valid_NL is None else x_NLHD[self.valid_NL]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How sequences lie in the row, and the masks that their attention needs."""
+
+    lengths: list[int]
+    groups: list[Group]
+    position_ids_1T: Tensor
+    masks: dict[tuple[int, bool, int | None], Tensor | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], *, device: torch.device | str = "cpu", position_offset: int = 0) -> "Packing":
+        """Plan the row for sequences of these lengths, in this order; each length > 0."""
+        groups, start = [], 0
+        for members in _similar_runs(lengths):
+            groups.append(_group(start, members, device))
+            start += sum(members)
+        positions = torch.cat([torch.arange(length) for length in lengths]) + position_offset
+        return cls(list(lengths), groups, positions.to(device).unsqueeze(0))
+
+    def mask(self, index: int, *, causal: bool, window: int | None) -> Tensor | None:
+        """Boolean mask of group `index`, True where attended; None when causality alone says it all."""
+        key = (index, causal, window)
+        if key not in self.masks:
+            self.masks[key] = _mask(self.groups[index], causal, window, self.position_ids_1T.device)
+        return self.masks[key]
+
+
+def _similar_runs(lengths: Sequence[int]) -> list[list[int]]:
+    runs: list[list[int]] = []
+    low = high = 0
+    for length in lengths:
+        shortest, longest = min(low, length), max(high, length)
+        if runs and (shortest >= _PADDING_SHARE * longest or longest - shortest <= _PADDING_SLOTS):
+            runs[-1].append(length)
+            low, high = shortest, longest
+        else:
+            runs.append([length])
+            low = high = length
+    return runs
+
+
+def _group(start: int, lengths: list[int], device: torch.device | str) -> Group:
+    end, longest = start + sum(lengths), max(lengths)
+    if min(lengths) == longest:
+        return Group(start, end, lengths)
+    lengths_N = torch.tensor(lengths)
+    starts_N = start + lengths_N.cumsum(0) - lengths_N
+    column_L = torch.arange(longest)
+    valid_NL = column_L < lengths_N[:, None]
+    # padded slots read the row's last token of the group: any finite value does
+    slots_NL = torch.clamp(starts_N[:, None] + column_L, max=end - 1)
+    return Group(start, end, lengths, slots_NL.to(device), valid_NL.to(device))
+
+
+def _mask(group: Group, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
+    windowed = window is not None and group.longest > window
+    ragged = group.valid_NL is not None and not causal
+    if not windowed and not ragged:
+        return None
+    column_L = torch.arange(group.longest, device=device)
+    distance_LL = column_L[:, None] - column_L[None, :]
+    allowed_LL = distance_LL >= 0 if causal else torch.ones_like(distance_LL, dtype=torch.bool)
+    if windowed:
+        assert window is not None
+        allowed_LL = allowed_LL & (distance_LL.abs() < window)
+    mask = allowed_LL[None, None]
+    if ragged:
+        assert group.valid_NL is not None
+        mask = mask & group.valid_NL[:, None, None, :]
+    return mask
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,  # noqa: ARG001  (transformers passes it by position; always None here)
+    *,
+    packing: Packing,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    position_bias: Tensor | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each packed sequence, in the form that transformers' attention interface asks for.
+
+    Args:
+        module: the attention layer; its `is_causal` decides when the argument is None.
+        query: (1, H, T, D).
+        key: (1, key heads, T, D).
+        value: (1, key heads, T, D).
+        attention_mask: unused, the packing knows.
+        packing: where sequences begin and end.
+        scaling: multiplies the scores; D ** -0.5 when None.
+        dropout: probability while training.
+        sliding_window: tokens that a token sees, itself included (Mistral, Gemma 3).
+        softcap: scores become softcap * tanh(score / softcap) (Gemma 2).
+        position_bias: (1, H, T, T) added to the scores (T5); relative, so a corner serves each sequence.
+        is_causal: whether a token sees only what comes before it.
+    Returns:
+        (1, T, H, D), and None for the attention weights.
+    """
+    causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
+    outputs = []
+    for index, group in enumerate(packing.groups):
+        q, k, v = (group.unpack(x[0]) for x in (query, key, value))
+        mask = packing.mask(index, causal=causal, window=sliding_window)
+        if softcap is not None:
+            attended = _softcapped(q, k, v, mask=mask, causal=causal, scaling=scaling, softcap=softcap)
+        else:
+            if position_bias is not None:
+                mask = _biased(position_bias[..., : group.longest, : group.longest], mask, causal).to(q.dtype)
+            attended = nn.functional.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=causal and mask is None,
+                scale=scaling,
+                enable_gqa=k.shape[1] != q.shape[1],
+            )
+        outputs.append(group.pack(attended))
+    return torch.cat(outputs).unsqueeze(0), None
+
+
+def _biased(bias_1HLL: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    if mask is None and causal:
+        mask = torch.ones(bias_1HLL.shape[-2:], dtype=torch.bool, device=bias_1HLL.device).tril()
+    return bias_1HLL if mask is None else bias_1HLL.masked_fill(~mask, float("-inf"))
+
+
+def _softcapped(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, causal: bool, scaling: float | None, softcap: float
+) -> Tensor:
+    repeats = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.tanh(scores / softcap) * softcap
+    if mask is None and causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Keep transformers from building a (T, T) mask that nothing would read."""
+
+
+def enable_packing(model: PreTrainedModel) -> bool:
+    """Switch a model to packed attention; False when its family does not use the attention interface."""
+    AttentionInterface.register(ATTENTION, packed_attention)  # type: ignore[no-untyped-call]
+    AttentionMaskInterface.register(ATTENTION, _no_mask)  # type: ignore[no-untyped-call]
+    if not getattr(model, "_supports_attention_backend", False):
+        return False
+    model.set_attn_implementation(ATTENTION)
+    return True
+
+
+def packed_forward(model: PreTrainedModel, token_ids: Sequence[Sequence[int]]) -> Tensor:
+    """Last hidden states of all tokens, in one packed row.
+
+    Args:
+        model: a model for which `enable_packing` returned True.
+        token_ids: non-empty sequences; sorted by length they cost least.
+    Returns:
+        (T, hidden size) in the model's dtype; sequences one after the other, in order.
+    """
+    config, device = model.config, model.device
+    after_padding = config.model_type in _POSITIONS_AFTER_PADDING
+    packing = Packing.of(
+        [len(ids) for ids in token_ids], device=device, position_offset=config.pad_token_id + 1 if after_padding else 0
+    )
+    row = torch.tensor([i for ids in token_ids for i in ids], device=device).unsqueeze(0)
+    inputs: dict[str, Any] = {"input_ids": row, "packing": packing}
+    if not config.is_encoder_decoder:
+        inputs |= {"position_ids": packing.position_ids_1T}
+    if config.model_type not in _NO_CACHE_ARGUMENT:
+        inputs |= {"use_cache": False}
+    hidden: Tensor = model(**inputs).last_hidden_state
+    return hidden[0]
+
+
+_NO_CACHE_ARGUMENT = frozenset({"t5", "mt5", "umt5"})
+
+
+def padded_forward(model: PreTrainedModel, token_ids: Sequence[Sequence[int]]) -> Tensor:
+    """As `packed_forward`, for families outside the attention interface: one right-padded batch, padding cut away."""
+    lengths_N = torch.tensor([len(ids) for ids in token_ids], device=model.device)
+    valid_NL = torch.arange(int(lengths_N.max()), device=model.device) < lengths_N[:, None]
+    ids_NL = torch.full(valid_NL.shape, model.config.pad_token_id or 0, device=model.device)
+    ids_NL[valid_NL] = torch.tensor([i for ids in token_ids for i in ids], device=model.device)
+    hidden: Tensor = model(input_ids=ids_NL, attention_mask=valid_NL.long()).last_hidden_state
+    return hidden[valid_NL]
+
+
+Forward = Callable[[PreTrainedModel, Sequence[Sequence[int]]], Tensor]
