@@ -1,0 +1,96 @@
+"""What `service.supervised` starts: builds a handler and executes its methods for the parent, call by call.
+
+Calls run in order on the main thread; a second thread reads, so that the parent never waits to send, and so that the
+end of the parent, even by `kill -9`, ends this process. Requests are [call id, method, arguments], answers
+[call id, "ok", result] or [call id, "error", code or None, detail]; first comes [target, config], call 0.
+"""
+
+import ctypes
+import importlib
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from typing import Any, BinaryIO, NoReturn
+
+from service.errors import EoseekError
+from service.frames import LENGTH, pack, unpack
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(fd: int) -> NoReturn:
+    """Serve the parent at the other end of the socket until it is gone."""
+    _leave_the_end_to_the_parent()
+    connection = socket.socket(fileno=fd)
+    connection.set_inheritable(False)
+    frames: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(connection.makefile("rb"), frames), daemon=True).start()
+
+    handler, outcome = _build(*frames.get())
+    _answer(connection, 0, outcome)
+    while True:
+        call_id, method, args = frames.get()
+        _answer(connection, call_id, _call(handler, method, args))
+
+
+def _leave_the_end_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # a call that holds the GIL for long keeps the reading thread from seeing the end of the parent
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _read(stream: BinaryIO, frames: "queue.SimpleQueue[Any]") -> None:
+    """Queue requests until the parent is gone."""
+    try:
+        while header := stream.read(LENGTH.size):
+            frames.put(unpack(stream.read(*LENGTH.unpack(header))))
+    finally:
+        os._exit(0)  # not sys.exit: the main thread may be in a call that never returns
+
+
+def _build(target: str, config: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """The handler (None when it could not be built) and the outcome."""
+    module, _, function = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)(config), ["ok", None]
+    except Exception as error:
+        return None, _failure(error)
+
+
+def _call(handler: Any, method: str, args: list[Any]) -> list[Any]:
+    try:
+        return ["ok", getattr(handler, method)(*args)]
+    except Exception as error:
+        if not isinstance(error, EoseekError):
+            log.exception("unexpected error in %s", method)
+        return _failure(error)
+
+
+def _failure(error: Exception) -> list[Any]:
+    if isinstance(error, EoseekError):
+        return ["error", error.code, error.detail]
+    first_line = (str(error).strip().splitlines() or ["no message"])[0]
+    return ["error", None, f"{type(error).__name__}: {first_line}"]
+
+
+def _answer(connection: socket.socket, call_id: int, outcome: list[Any]) -> None:
+    try:
+        frame = pack([call_id, *outcome])
+    except (EoseekError, TypeError) as error:
+        frame = pack([call_id, "error", None, f"the answer cannot be carried: {str(error)!a}"])
+    try:
+        connection.sendall(frame)
+    except OSError:
+        os._exit(0)  # the parent is gone
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

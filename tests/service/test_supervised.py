@@ -1,0 +1,366 @@
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import uvloop
+
+from service import supervised
+from service.errors import (
+    ConfigurationError,
+    DeadlineExceededError,
+    EncoderError,
+    InvalidInputError,
+    NotFoundError,
+    NotReadyError,
+)
+from service.supervised import ChildDiedError, Supervised
+
+LIMIT_SECONDS = 60  # what would hang fails
+
+
+class Events:
+    """Collects what `on_event` is told and lets a test wait for it."""
+
+    def __init__(self):
+        self.queue = asyncio.Queue()
+
+    def __call__(self, event):
+        self.queue.put_nowait(event)
+
+    async def until(self, event):
+        while await self.queue.get() != event:
+            pass
+
+
+def make(events=None, start_timeout_seconds=LIMIT_SECONDS, **config):
+    return Supervised(
+        "tests.fakes:build_echo",
+        config,
+        name="echo",
+        start_timeout_seconds=start_timeout_seconds,
+        max_backoff_seconds=0.02,
+        failure=EncoderError,
+        on_event=events,
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(events=None, **config):
+    child = make(events, **config)
+    await child.start()
+    try:
+        yield child
+    finally:
+        await child.stop(drain_seconds=0)
+
+
+def run(test, loop_factory=None):
+    """Run a coroutine function to its end, or fail instead of hanging."""
+
+    async def limited():
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await test()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(limited())
+
+
+def is_alive(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_supervised_large_arrays_both_ways_while_the_loop_keeps_turning(loop_factory):
+    array = np.arange(8_000_000, dtype=np.float32).reshape(-1, 1000)  # 32 MB
+
+    async def test():
+        async with running() as child:
+            answers = await asyncio.gather(*(child.call("echo", array, index) for index in range(3)))
+            for index, (copy, echoed) in enumerate(answers):
+                np.testing.assert_array_equal(copy, array)
+                assert echoed == index
+
+    run(test, loop_factory)
+
+
+def test_supervised_many_calls_each_gets_its_own_answer():
+    async def test():
+        async with running() as child:
+            answers = await asyncio.gather(*(child.call("echo", index, "x" * index) for index in range(500)))
+            assert answers == [[index, "x" * index] for index in range(500)]
+
+    run(test)
+
+
+def test_supervised_errors_of_the_handler_arrive_as_their_class():
+    async def test():
+        async with running() as child:
+            with pytest.raises(NotFoundError, match="asked for not_found"):
+                await child.call("fail", "not_found")
+            with pytest.raises(EncoderError, match=r"^echo: RuntimeError: no luck$"):
+                await child.call("crash", "no luck\nand more")
+            assert await child.call("echo", 1) == [1]
+            assert child.num_restarts == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize("value", ["\ud800", 2**70])
+def test_supervised_argument_that_cannot_be_carried_fails_cleanly(value):
+    async def test():
+        async with running() as child:
+            with pytest.raises(InvalidInputError):
+                await child.call("echo", value)
+            assert await child.call("echo", 1) == [1]
+
+    run(test)
+
+
+@pytest.mark.parametrize("kind", ["object", "surrogate", "huge"])
+def test_supervised_answer_that_cannot_be_carried_fails_cleanly(kind):
+    async def test():
+        async with running() as child:
+            with pytest.raises(EncoderError, match="cannot be carried"):
+                await child.call("unpackable", kind)
+            assert await child.call("echo", 1) == [1]
+
+    run(test)
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_supervised_killed_child_fails_each_pending_call_once_and_is_restarted(loop_factory):
+    async def test():
+        events = Events()
+        async with running(events) as child:
+            first_pid = child.pid
+            calls = [asyncio.create_task(child.call("hang")) for _ in range(20)]
+            await asyncio.wait(calls, timeout=0)
+            os.kill(first_pid, signal.SIGKILL)
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [ChildDiedError] * 20
+            await events.until("restarted")
+            assert (child.is_ready, child.num_restarts) == (True, 1)
+            assert child.pid != first_pid
+            assert await child.call("echo", 1) == [1]
+
+    run(test, loop_factory)
+
+
+def test_supervised_killed_while_a_large_answer_is_under_way_is_restarted():
+    async def test():
+        events = Events()
+        async with running(events) as child:
+            call = asyncio.create_task(child.call("echo", np.zeros(10_000_000)))
+            await asyncio.wait([call], timeout=0)
+            os.kill(child.pid, signal.SIGKILL)
+            with pytest.raises(ChildDiedError):
+                await call
+            await events.until("restarted")
+            assert await child.call("echo", 1) == [1]
+
+    run(test)
+
+
+def test_supervised_calls_during_a_restart_are_refused_at_once():
+    async def test():
+        events = Events()
+        async with running(events) as child:
+            with pytest.raises(ChildDiedError):
+                await child.call("exit", 3)
+            await events.until("died")
+            assert (child.is_ready, child.pid) == (False, None)
+            with pytest.raises(ChildDiedError, match="not up"):
+                await child.call("echo", 1)
+            await child.wait_ready(LIMIT_SECONDS)
+            assert await child.call("echo", 1) == [1]
+
+    run(test)
+
+
+def test_supervised_wait_ready_gives_up_after_its_timeout():
+    async def test():
+        with pytest.raises(NotReadyError, match="within 0 s"):
+            await make().wait_ready(0)
+
+    run(test)
+
+
+def test_supervised_cancelled_call_drops_the_late_answer():
+    async def test():
+        async with running() as child:
+            call = asyncio.create_task(child.call("echo", "late"))
+            await asyncio.wait([call], timeout=0)
+            call.cancel()
+            assert await child.call("echo", "next") == ["next"]
+            assert call.cancelled()
+
+    run(test)
+
+
+def test_supervised_call_over_its_timeout_raises_deadline_exceeded():
+    async def test():
+        async with running() as child:
+            with pytest.raises(DeadlineExceededError, match="echo did not answer hang"):
+                await child.call("hang", timeout=0.01)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        ("refuse", "^the config asks for it$"),
+        ("crash", "^echo cannot start: RuntimeError: first line$"),
+        ("exit", "^echo ended with exit code 7 while it started$"),
+    ],
+)
+def test_supervised_first_start_that_fails_is_one_line(build, message):
+    async def test():
+        child = make(build=build)
+        with pytest.raises(ConfigurationError, match=message):
+            await child.start()
+        assert (child.is_ready, child.pid) == (False, None)
+
+    run(test)
+
+
+def test_supervised_unknown_target_is_a_configuration_error():
+    async def test():
+        child = Supervised("tests.fakes:missing", {}, name="echo", start_timeout_seconds=LIMIT_SECONDS)
+        with pytest.raises(ConfigurationError, match="missing"):
+            await child.start()
+
+    run(test)
+
+
+def test_supervised_child_that_hangs_while_it_starts_is_killed():
+    async def test():
+        child = make(build="hang", start_timeout_seconds=0.1)
+        with pytest.raises(ConfigurationError, match=r"did not start within 0\.1 s"):
+            await child.start()
+
+    run(test)
+
+
+def test_supervised_restart_that_fails_is_tried_again_until_it_succeeds(tmp_path):
+    heals = tmp_path / "heals"
+    heals.touch()
+
+    async def test():
+        events = Events()
+        async with running(events, build="refuse", unless=str(heals)) as child:
+            heals.unlink()
+            os.kill(child.pid, signal.SIGKILL)
+            await events.until("restart_failed")
+            await events.until("restart_failed")
+            heals.touch()
+            await events.until("restarted")
+            assert await child.call("echo", 1) == [1]
+
+    run(test)
+
+
+def test_supervised_stop_lets_calls_under_way_finish():
+    async def test():
+        child = make()
+        await child.start()
+        pid = child.pid
+        calls = [asyncio.create_task(child.call("echo", index)) for index in range(50)]
+        await asyncio.wait(calls, timeout=0)
+        await child.stop(drain_seconds=LIMIT_SECONDS)
+        assert await asyncio.gather(*calls) == [[index] for index in range(50)]
+        assert not is_alive(pid)
+        await child.stop()
+
+    run(test)
+
+
+@pytest.mark.parametrize("method", ["hang", "hang_with_gil"])
+def test_supervised_stop_ends_a_child_that_hangs(monkeypatch, method):
+    monkeypatch.setattr(supervised, "_EXIT_SECONDS", 0.2)
+
+    async def test():
+        child = make()
+        await child.start()
+        pid = child.pid
+        call = asyncio.create_task(child.call(method))
+        await asyncio.wait([call], timeout=0)
+        await child.stop(drain_seconds=0)
+        with pytest.raises(ChildDiedError):
+            await call
+        assert not is_alive(pid)
+
+    run(test)
+
+
+def test_supervised_stop_during_a_restart_leaves_no_process(tmp_path):
+    heals = tmp_path / "heals"
+    heals.touch()
+
+    async def test():
+        events = Events()
+        child = make(events, build="hang", unless=str(heals))
+        await child.start()
+        heals.unlink()
+        os.kill(child.pid, signal.SIGKILL)
+        await events.until("died")
+        await child.stop()
+        assert (child.is_ready, child.pid) == (False, None)
+
+    run(test)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_supervised_child_ignores_the_signals_meant_for_its_parent(number):
+    async def test():
+        async with running() as child:
+            os.kill(child.pid, number)
+            assert await child.call("echo", 1) == [1]
+            assert child.num_restarts == 0
+
+    run(test)
+
+
+PARENT = """
+import asyncio
+from service.supervised import Supervised
+
+async def main():
+    child = Supervised("tests.fakes:build_echo", {}, name="echo", start_timeout_seconds=60)
+    await child.start()
+    call = asyncio.create_task(child.call(METHOD, *ARGS))
+    await asyncio.wait([call], timeout=0)
+    print(child.pid, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "args"),
+    [
+        ("echo", (1,)),
+        ("hang", ()),
+        pytest.param("hang_with_gil", (), marks=pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")),
+    ],
+)
+def test_supervised_parent_killed_leaves_no_orphan(method, args):
+    program = PARENT.replace("METHOD", repr(method)).replace("ARGS", repr(args))
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        assert int(parent.stdout.readline()) > 0
+        parent.kill()
+        assert parent.stdout.read() == b""  # the child holds the pipe too: end of file means that both are gone
+
+
+def test_supervised_imports_nothing_heavy():
+    program = "import sys, service.supervised; print([m for m in ('torch', 'fastapi', 'pydantic') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
