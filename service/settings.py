@@ -9,12 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-
-def cache_dir() -> Path:
-    """Where pulled checkpoints and the default store live: `$XDG_CACHE_HOME/eoseek` or `~/.cache/eoseek`."""
-    import os
-
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eoseek"
+from service.paths import cache_dir
 
 
 class Group(BaseModel):
@@ -31,12 +26,18 @@ class ApiSettings(Group):
     max_body_bytes: int = Field(
         64 * 2**20, gt=0, description="Largest JSON body, bytes. Too small refuses bulk loads; too large costs memory."
     )
-    max_inputs: int = Field(2048, gt=0, description="Most texts or queries in one `/embed`, `/search` or `/v1/embeddings`.")
-    max_documents: int = Field(10_000, gt=0, description="Most documents in one JSON `POST /documents`; NDJSON has no limit.")
+    max_inputs: int = Field(
+        2048, gt=0, description="Most texts or queries in one `/embed`, `/search` or `/v1/embeddings`."
+    )
+    max_documents: int = Field(
+        10_000, gt=0, description="Most documents in one JSON `POST /documents`; NDJSON has no limit."
+    )
     max_text_chars: int = Field(
         2_000_000, gt=0, description="Longest text, characters, before it is tokenized; guards the tokenizer's time."
     )
-    max_top_k: int = Field(1000, gt=0, description="Largest `top_k` plus `offset`; also the largest batch of ids in one call.")
+    max_top_k: int = Field(
+        1000, gt=0, description="Largest `top_k` plus `offset`; also the largest batch of ids in one call."
+    )
     request_timeout_seconds: float = Field(
         120.0, gt=0, description="Deadline of a request, seconds; work that nobody waits for is dropped."
     )
@@ -56,7 +57,9 @@ class EncoderSettings(Group):
     max_length: int | None = Field(
         None, gt=1, description="Longest text in tokens, [EOS] included; default is the checkpoint's own."
     )
-    trust_remote_code: bool = Field(False, description="Run code that a checkpoint brings along. Off unless you wrote it.")
+    trust_remote_code: bool = Field(
+        False, description="Run code that a checkpoint brings along. Off unless you wrote it."
+    )
     start_timeout_seconds: float = Field(600.0, gt=0, description="Limit for loading the checkpoint, seconds.")
 
 
@@ -71,10 +74,14 @@ class BatchingSettings(Group):
         262_144, gt=0, description="Most tokens waiting in a lane; more is answered 429. Too large means long waits."
     )
     batch_target_ms: float = Field(
-        250.0, gt=0, description="Longest a document batch may take, ms: what a query waits at most. Too small costs throughput."
+        250.0,
+        gt=0,
+        description="Longest a document batch may take, ms: what a query waits at most. Too small costs throughput.",
     )
     document_max_wait_ms: float = Field(
-        2000.0, gt=0, description="Age at which a waiting document batch goes before queries, so that ingestion never starves."
+        2000.0,
+        gt=0,
+        description="Age at which a waiting document batch goes before queries, so that ingestion never starves.",
     )
 
 
@@ -85,7 +92,9 @@ class StoreSettings(Group):
         "edge", description="`edge`: embedded, no server; `qdrant`: a server or cluster; `memory`: exact, gone at exit."
     )
     path: Path = Field(default_factory=lambda: cache_dir() / "store", description="Directory of the embedded store.")
-    url: str = Field("http://127.0.0.1:6333", description="Qdrant server for kind `qdrant`; `:memory:` is the client's local mode.")
+    url: str = Field(
+        "http://127.0.0.1:6333", description="Qdrant server for kind `qdrant`; `:memory:` is the client's local mode."
+    )
     api_key: str | None = Field(None, description="Key of the Qdrant server.")
     grpc: bool = Field(True, description="Speak gRPC (port 6334) to the Qdrant server rather than HTTP.")
     timeout_seconds: float = Field(30.0, gt=0, description="Limit of one call to the store, seconds.")
@@ -96,11 +105,17 @@ class Settings(BaseSettings):
     """Everything that can be set, checked at start."""
 
     model_config = SettingsConfigDict(
-        env_prefix="EOSEEK_", env_nested_delimiter="__", frozen=True, extra="forbid", nested_model_default_partial_update=True
+        env_prefix="EOSEEK_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        nested_model_default_partial_update=True,
     )
 
     api: ApiSettings = Field(default_factory=ApiSettings)
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)
     batching: BatchingSettings = Field(default_factory=BatchingSettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line that is written.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line that is written."
+    )

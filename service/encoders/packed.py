@@ -8,7 +8,7 @@ should come sorted by length. Families outside the interface take `padded_forwar
 Shapes: T tokens of the row, H heads, D head size, N sequences, L longest sequence of a group.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from service.encoders.checkpoint import POSITIONS_AFTER_PADDING
+
 ATTENTION = "eoseek_packed"
-# these families count positions from the padding index on
-_POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text"})
+# T5 encoders add a bias by distance and take neither position ids nor a cache
+_RELATIVE_POSITIONS = frozenset({"t5", "mt5", "umt5"})
 # a padded slot costs attention only, a further call costs about what 16 padded slots cost in every sequence
 _PADDING_SHARE = 0.8
 _PADDING_SLOTS = 16
@@ -209,8 +211,8 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 def enable_packing(model: PreTrainedModel) -> bool:
     """Switch a model to packed attention; False when its family does not use the attention interface."""
-    AttentionInterface.register(ATTENTION, packed_attention)  # type: ignore[no-untyped-call]
-    AttentionMaskInterface.register(ATTENTION, _no_mask)  # type: ignore[no-untyped-call]
+    AttentionInterface.register(ATTENTION, packed_attention)
+    AttentionMaskInterface.register(ATTENTION, _no_mask)
     if not getattr(model, "_supports_attention_backend", False):
         return False
     model.set_attn_implementation(ATTENTION)
@@ -227,21 +229,16 @@ def packed_forward(model: PreTrainedModel, token_ids: Sequence[Sequence[int]]) -
         (T, hidden size) in the model's dtype; sequences one after the other, in order.
     """
     config, device = model.config, model.device
-    after_padding = config.model_type in _POSITIONS_AFTER_PADDING
+    after_padding = config.model_type in POSITIONS_AFTER_PADDING
     packing = Packing.of(
         [len(ids) for ids in token_ids], device=device, position_offset=config.pad_token_id + 1 if after_padding else 0
     )
     row = torch.tensor([i for ids in token_ids for i in ids], device=device).unsqueeze(0)
     inputs: dict[str, Any] = {"input_ids": row, "packing": packing}
-    if not config.is_encoder_decoder:
-        inputs |= {"position_ids": packing.position_ids_1T}
-    if config.model_type not in _NO_CACHE_ARGUMENT:
-        inputs |= {"use_cache": False}
+    if config.model_type not in _RELATIVE_POSITIONS:
+        inputs |= {"position_ids": packing.position_ids_1T, "use_cache": False}
     hidden: Tensor = model(**inputs).last_hidden_state
     return hidden[0]
-
-
-_NO_CACHE_ARGUMENT = frozenset({"t5", "mt5", "umt5"})
 
 
 def padded_forward(model: PreTrainedModel, token_ids: Sequence[Sequence[int]]) -> Tensor:
@@ -252,6 +249,3 @@ def padded_forward(model: PreTrainedModel, token_ids: Sequence[Sequence[int]]) -
     ids_NL[valid_NL] = torch.tensor([i for ids in token_ids for i in ids], device=model.device)
     hidden: Tensor = model(input_ids=ids_NL, attention_mask=valid_NL.long()).last_hidden_state
     return hidden[valid_NL]
-
-
-Forward = Callable[[PreTrainedModel, Sequence[Sequence[int]]], Tensor]

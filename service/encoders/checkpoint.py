@@ -1,0 +1,305 @@
+"""A checkpoint on disk: what it is, how it pools, and its fingerprint, read without torch.
+
+Reads the sentence-transformers layout in its older and newer schema, and a plain transformers directory, whose pooling
+then follows its family. Whatever would embed wrongly without an error is refused here, with the reason.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from service.encoders.base import Pooling
+from service.encoders.prompt import DEFAULT_QUERY_TEMPLATE, Frame, TokenContract
+from service.errors import ConfigurationError
+from service.paths import cache_dir
+
+DEFAULT_NAME = "eoseek-smollm2-135m"
+
+_POOLING_NAMES: dict[str, Pooling] = {
+    "cls": "cls",
+    "mean": "mean",
+    "lasttoken": "last_token",
+    # the long-standing schema: one boolean a mode
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last_token",
+}
+_CLS_FAMILIES = frozenset(
+    {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "electra", "modernbert", "deberta-v2"}
+)
+_MEAN_FAMILIES = frozenset({"t5", "mt5", "umt5"})
+POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
+"""Families that count positions from the padding index on, so that many positions are lost."""
+# what a transformers version or a user's taste writes and no vector depends on
+_VOLATILE_CONFIG = frozenset(
+    {
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "_name_or_path",
+        "_model_name_or_path",
+        "use_cache",
+        "architectures",
+    }
+)
+_INSTRUCT_PROMPT = re.compile(r"Instruct: (?P<instruction>.+?)(?P<rest>\s?\n ?Query: ?)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A directory of weights and its token contract."""
+
+    path: Path
+    name: str
+    fingerprint: str
+    dimension: int
+    max_length: int
+    pooling: Pooling
+    normalize: bool
+    is_tuned: bool | None  # None: the checkpoint does not say
+    instructions: dict[str, str]
+    contract: TokenContract
+
+    @property
+    def default_instruction(self) -> str:
+        """The instruction of a query that names none."""
+        return self.contract.frame.default_instruction
+
+
+def load_checkpoint(name_or_path: str, *, max_length: int | None = None, trust_remote_code: bool = False) -> Checkpoint:
+    """Open a checkpoint and check its contract.
+
+    Args:
+        name_or_path: `default`, a directory, or a hub name.
+        max_length: limit in tokens instead of the checkpoint's own; at most what its positions reach.
+        trust_remote_code: admit a checkpoint whose config names code of its own.
+    Raises:
+        ConfigurationError: missing, incomplete, or of a kind that would embed wrongly; says what to do.
+    """
+    path = _locate(name_or_path)
+    try:
+        return _load(path, name_or_path, max_length, trust_remote_code)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"checkpoint {path}: {error.detail}") from error
+
+
+def _load(path: Path, asked_name: str, max_length: int | None, trust_remote_code: bool) -> Checkpoint:
+    config = _read_json(path / "config.json")
+    if "auto_map" in config and not trust_remote_code:
+        raise ConfigurationError(
+            "its config names code of its own; set EOSEEK_ENCODER__TRUST_REMOTE_CODE=true only if you trust that code"
+        )
+    own = _read_json(path / "eoseek.json", optional=True)
+    modules = _modules(path)
+    pooling = _pooling(config, modules)
+    frame = _frame(path, own)
+    limit = _max_length(path, config, max_length)
+    tokenizer = _tokenizer(path)
+    eos_ids = _eos_ids(path, config, tokenizer) if pooling == "last_token" else None
+    normalize = not modules or any(kind == "Normalize" for kind, _ in modules)
+    is_path = Path(asked_name).expanduser().exists()
+    return Checkpoint(
+        path=path,
+        name=own.get("name") or (path.name if is_path else asked_name),
+        fingerprint=_fingerprint(path, config, [pooling, normalize, frame.document_prefix, frame.lowercase]),
+        dimension=_text_config(config)["hidden_size"],
+        max_length=limit,
+        pooling=pooling,
+        normalize=normalize,
+        is_tuned=own.get("is_tuned"),
+        instructions=dict(own.get("instructions", {})),
+        contract=TokenContract(tokenizer, frame, max_length=limit, eos_ids=eos_ids),
+    )
+
+
+def _locate(name_or_path: str) -> Path:
+    if name_or_path == "default":
+        path = cache_dir() / "checkpoints" / DEFAULT_NAME
+        if not path.is_dir():
+            raise ConfigurationError(
+                f"the default checkpoint is not at {path}; fetch it with: eoseek model pull default"
+            )
+        return path
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.exists() or path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") != 1:
+        raise ConfigurationError(
+            f"checkpoint {name_or_path!r} is no directory; give one, a hub name ORG/NAME, or `default`"
+        )
+    return _from_hub(name_or_path)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # safetensors only: the older pickled weights can run code while they load
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ConfigurationError(
+            f"checkpoint {name!r} is no directory here and the hub did not give it: {reason}"
+        ) from error
+
+
+def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    content = _parse_json(path, optional=optional)
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path.name} holds no JSON object")
+    return content
+
+
+def _parse_json(path: Path, *, optional: bool) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if optional:
+            return {}
+        raise ConfigurationError(f"{path.name} is missing; is this a checkpoint directory?") from None
+    except (ValueError, OSError) as error:
+        raise ConfigurationError(f"{path.name} cannot be read: {error}") from error
+
+
+def _modules(path: Path) -> list[tuple[str, Path]]:
+    """(class name, directory) of each module; empty for a plain transformers directory."""
+    if not (path / "modules.json").exists():
+        return []
+    listed = _parse_json(path / "modules.json", optional=False)
+    try:
+        # module paths differ by version of sentence-transformers, class names do not
+        modules = [(entry["type"].rsplit(".", 1)[-1], path / entry["path"]) for entry in listed]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ConfigurationError(f"modules.json is not a list of modules with type and path ({error!r})") from error
+    unknown = [kind for kind, _ in modules if kind not in {"Transformer", "Pooling", "Normalize"}]
+    if unknown:
+        raise ConfigurationError(f"module {unknown[0]} is not supported (only Transformer, Pooling, Normalize)")
+    return modules
+
+
+def _pooling(config: dict[str, Any], modules: list[tuple[str, Path]]) -> Pooling:
+    directories = [directory for kind, directory in modules if kind == "Pooling"]
+    if not directories:
+        return family_pooling(config.get("model_type", ""))
+    written = _read_json(directories[0] / "config.json")
+    if written.get("include_prompt") is False:
+        raise ConfigurationError("pooling without the prompt's tokens (include_prompt: false) is not supported")
+    if "pooling_mode" in written:
+        mode = written["pooling_mode"]
+        modes = mode if isinstance(mode, list) else [mode]
+    else:
+        modes = [key for key, value in written.items() if key.startswith("pooling_mode_") and value is True]
+    if len(modes) != 1 or modes[0] not in _POOLING_NAMES:
+        raise ConfigurationError(f"pooling {modes} is not supported; one of cls, mean, lasttoken is")
+    return _POOLING_NAMES[modes[0]]
+
+
+def family_pooling(model_type: str) -> Pooling:
+    """Pooling of a plain transformers directory: `cls` for BERT-like, `mean` for T5, else `last_token`."""
+    if model_type in _CLS_FAMILIES:
+        return "cls"
+    return "mean" if model_type in _MEAN_FAMILIES else "last_token"
+
+
+def _frame(path: Path, own: dict[str, Any]) -> Frame:
+    prompts = _read_json(path / "config_sentence_transformers.json", optional=True).get("prompts") or {}
+    template, default = _query_template(prompts.get("query") or "")
+    return Frame(
+        query_template=own.get("query_template", template),
+        default_instruction=own.get("default_instruction", default),
+        document_prefix=prompts.get("document") or prompts.get("passage") or "",
+        lowercase=bool(_read_json(path / "sentence_bert_config.json", optional=True).get("do_lower_case")),
+    )
+
+
+def _query_template(prompt: str) -> tuple[str, str]:
+    """(template, default instruction) from the query prompt that sentence-transformers puts before a query."""
+    if not prompt:
+        return DEFAULT_QUERY_TEMPLATE, ""
+    if match := _INSTRUCT_PROMPT.fullmatch(prompt):
+        return "Instruct: {instruction}" + match["rest"] + "{query}", match["instruction"]
+    return prompt + "{query}", ""
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of the config, with `hidden_size` under that name."""
+    text: dict[str, Any] = config.get("text_config") or config
+    hidden_size = text.get("hidden_size") or text.get("d_model")
+    if not isinstance(hidden_size, int):
+        raise ConfigurationError("config.json names no hidden_size")
+    return text | {"hidden_size": hidden_size}
+
+
+def _max_length(path: Path, config: dict[str, Any], asked: int | None) -> int:
+    text = _text_config(config)
+    positions: int | None = text.get("max_position_embeddings")
+    if positions is not None and config.get("model_type") in POSITIONS_AFTER_PADDING:
+        positions -= (text.get("pad_token_id") or 0) + 1
+    own = _read_json(path / "sentence_bert_config.json", optional=True).get("max_seq_length")
+    own = own or _read_json(path / "tokenizer_config.json", optional=True).get("model_max_length")
+    # transformers writes 1e30 where a tokenizer has no limit
+    own = int(own) if own and own < 10**9 else None
+    if asked is not None and positions is not None and asked > positions:
+        raise ConfigurationError(f"max_length {asked} is over the {positions} positions of this model")
+    limits = [limit for limit in (asked or own, positions) if limit is not None]
+    if not limits:
+        return 512 if config.get("model_type") in _MEAN_FAMILIES else 8192
+    return min(limits)
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    file = path / "tokenizer.json"
+    if file.exists():
+        try:
+            return Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise ConfigurationError(f"tokenizer.json cannot be read: {error}") from error
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(str(path))
+        backend: Tokenizer = loaded.backend_tokenizer
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigurationError(f"no tokenizer.json, and none can be made: {str(error).splitlines()[0]}") from error
+    return backend
+
+
+def _eos_ids(path: Path, config: dict[str, Any], tokenizer: Tokenizer) -> list[int]:
+    """Ids that count as [EOS]: the tokenizer's eos_token and the config's eos_token_id."""
+    token = _read_json(path / "tokenizer_config.json", optional=True).get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    listed = _text_config(config).get("eos_token_id")
+    candidates = [tokenizer.token_to_id(token) if token else None, *(listed if isinstance(listed, list) else [listed])]
+    eos_ids = [candidate for candidate in candidates if candidate is not None]
+    if not eos_ids:
+        raise ConfigurationError(
+            "neither tokenizer_config.json nor config.json names an EOS token, where the embedding is read"
+        )
+    return eos_ids
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in order."""
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ConfigurationError("no *.safetensors; pickled weights are not loaded, convert them with transformers")
+    return files
+
+
+def _fingerprint(path: Path, config: dict[str, Any], settings: list[Any]) -> str:
+    """sha256 over all that a stored vector depends on, and nothing that it does not."""
+    digest = hashlib.sha256()
+    stable = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
+    digest.update(json.dumps([settings, stable], sort_keys=True).encode())
+    tokenizer_files = [path / "tokenizer.json"] if (path / "tokenizer.json").exists() else sorted(path.glob("*.txt"))
+    for file in [*tokenizer_files, *weight_files(path)]:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,203 @@
+"""The torch encoder: runs anywhere, bfloat16 where the processor has it, packed without padding.
+
+A batch is cut into rows of about a thousand tokens, sorted by length: larger rows fall out of the processor's caches
+(1,024 tokens a row ran faster than 4,096 on AVX512-BF16). On CUDA one row takes the whole batch.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
+
+from service.encoders.base import Embeddings, Pooling, TokenIds
+from service.encoders.checkpoint import Checkpoint, load_checkpoint, weight_files
+from service.encoders.packed import enable_packing, packed_forward, padded_forward
+from service.encoders.pooling import pool
+from service.errors import ConfigurationError, EncoderError
+
+log = logging.getLogger(__name__)
+
+CPU_ROW_TOKENS = 1024
+CUDA_ROW_TOKENS = 65536
+_MIN_SELF_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.995}
+
+
+class TorchEncoder:
+    """An `Encoder` on a transformers model."""
+
+    def __init__(self, model: PreTrainedModel, *, pooling: Pooling, dimension: int, row_tokens: int) -> None:
+        """Take over a model in evaluation mode.
+
+        Args:
+            model: on its device, in its dtype.
+            pooling: from token states to an embedding.
+            dimension: length of an embedding.
+            row_tokens: tokens of one packed row; a longer text gets a row of its own.
+        """
+        self._model = model
+        self._pooling = pooling
+        self._dimension = dimension
+        self._row_tokens = row_tokens
+        self._forward = packed_forward if enable_packing(model) else padded_forward
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        return self._dimension
+
+    def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
+        """See `Encoder.encode`."""
+        embeddings = np.empty((len(token_ids), self._dimension), dtype=np.float32)
+        by_length = sorted(range(len(token_ids)), key=lambda index: len(token_ids[index]))
+        for row in _rows(by_length, token_ids, self._row_tokens):
+            embeddings[row] = self._encode_row([token_ids[index] for index in row])
+        if not np.isfinite(embeddings).all():
+            raise EncoderError(
+                "the model gave an embedding that is not finite; the checkpoint or the dtype does not fit"
+            )
+        return embeddings
+
+    def _encode_row(self, token_ids: list[TokenIds]) -> Embeddings:
+        try:
+            with torch.inference_mode():
+                hidden_TD = self._forward(self._model, token_ids)
+                return cast(Embeddings, pool(hidden_TD, [len(ids) for ids in token_ids], self._pooling).cpu().numpy())
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if len(token_ids) == 1:
+                raise EncoderError(f"a text of {len(token_ids[0])} tokens does not fit in memory") from error
+        # outside the handler, whose traceback holds the tensors that did not fit
+        half = len(token_ids) // 2
+        return np.concatenate([self._encode_row(token_ids[:half]), self._encode_row(token_ids[half:])])
+
+    def check(self, token_ids: list[list[int]]) -> None:
+        """Contract check: packed together == one at a time through the model's own attention.
+
+        A family for which packing is wrong falls back to padding, with a warning.
+
+        Args:
+            token_ids: probe texts of different lengths.
+        Raises:
+            ConfigurationError: not even padded batches give the vectors of single texts.
+        """
+        packed = self.encode(token_ids)
+        if self._forward is packed_forward:
+            self._model.set_attn_implementation("sdpa" if self._model._supports_sdpa else "eager")
+        self._forward, forward = padded_forward, self._forward
+        single = np.concatenate([self.encode([ids]) for ids in token_ids])
+        if self._agree(packed, single):
+            self._forward = forward
+            if forward is packed_forward:
+                enable_packing(self._model)
+            return
+        if forward is packed_forward and self._agree(self.encode(token_ids), single):
+            log.warning("%s: packing changes its vectors, so batches are padded", self._model.config.model_type)
+            return
+        worst = float((packed * single).sum(axis=1).min())
+        raise ConfigurationError(
+            f"contract check: a text's vector depends on its batch (cosine {worst:.5f}); "
+            f"the family {self._model.config.model_type} is not supported"
+        )
+
+    def _agree(self, left: Embeddings, right: Embeddings) -> bool:
+        return bool((left * right).sum(axis=1).min() >= _MIN_SELF_COSINE.get(self._model.dtype, 0.995))
+
+
+def _rows(order: list[int], token_ids: Sequence[TokenIds], row_tokens: int) -> Iterator[list[int]]:
+    row: list[int] = []
+    tokens = 0
+    for index in order:
+        if row and tokens + len(token_ids[index]) > row_tokens:
+            yield row
+            row, tokens = [], 0
+        row.append(index)
+        tokens += len(token_ids[index])
+    if row:
+        yield row
+
+
+def choose_device(device: str) -> str:
+    """`auto` becomes `cuda` where there is one, else `cpu`."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def choose_dtype(dtype: str, device: str) -> torch.dtype:
+    """`auto` becomes bfloat16 where the hardware multiplies it (on AVX512-BF16 about 3x float32), else float32."""
+    if dtype != "auto":
+        return cast(torch.dtype, getattr(torch, dtype))
+    if device != "cpu":
+        return torch.bfloat16
+    capabilities = torch.cpu.get_capabilities()
+    has_bfloat16 = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, trust_remote_code: bool) -> PreTrainedModel:
+    """The transformers model of a checkpoint, in evaluation mode.
+
+    Raises:
+        ConfigurationError: weights missing, corrupt, or not of this architecture.
+    """
+    weight_files(checkpoint.path)
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
+        loader = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+        model, report = loader.from_pretrained(
+            checkpoint.path,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers, safetensors and torch raise many kinds for broken files
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise ConfigurationError(f"checkpoint {checkpoint.path}: its weights cannot be loaded: {reason}") from error
+    missing = [key for key in report["missing_keys"] if "pooler" not in key]
+    if missing or report["mismatched_keys"]:
+        wrong = sorted(missing or map(str, report["mismatched_keys"]))
+        raise ConfigurationError(
+            f"checkpoint {checkpoint.path}: {len(wrong)} weights are missing or of another shape, {wrong[0]} first; "
+            "they would be random"
+        )
+    return cast(PreTrainedModel, model.to(device).eval())
+
+
+def load_encoder(
+    checkpoint_path: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    threads: int = 0,
+    max_length: int | None = None,
+    trust_remote_code: bool = False,
+) -> TorchEncoder:
+    """Load a checkpoint and run the contract check.
+
+    Args:
+        checkpoint_path: as `load_checkpoint`.
+        dtype: `auto`, `float32` or `bfloat16`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads; 0 leaves torch's choice, one a core.
+        max_length: as `load_checkpoint`.
+        trust_remote_code: as `load_checkpoint`.
+    Raises:
+        ConfigurationError: the checkpoint cannot be served; says why.
+    """
+    checkpoint = load_checkpoint(checkpoint_path, max_length=max_length, trust_remote_code=trust_remote_code)
+    if threads:
+        torch.set_num_threads(threads)
+    device = choose_device(device)
+    model = load_model(
+        checkpoint, dtype=choose_dtype(dtype, device), device=device, trust_remote_code=trust_remote_code
+    )
+    encoder = TorchEncoder(
+        model,
+        pooling=checkpoint.pooling,
+        dimension=checkpoint.dimension,
+        row_tokens=CPU_ROW_TOKENS if device == "cpu" else CUDA_ROW_TOKENS,
+    )
+    probes = [("", "a"), ("", "two words and a few more of them"), ("A title", "a sentence, then another one. " * 3)]
+    encoder.check(checkpoint.contract.documents(probes, truncate=True).token_ids)
+    return encoder
