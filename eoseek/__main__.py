@@ -1,0 +1,5 @@
+"""`python -m eoseek`."""
+
+from eoseek.cli import main
+
+main()
