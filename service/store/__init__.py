@@ -1,1 +1,21 @@
-"""Where documents and their embeddings are kept."""
+"""The store room: where documents and their embeddings are kept; see `base` for the contract."""
+
+from service.settings import StoreSettings
+from service.store.base import Store
+
+
+def open_store(settings: StoreSettings) -> Store:
+    """The store that is configured, not started yet. Only its own client library is imported."""
+    match settings.kind:
+        case "memory":
+            from service.store.memory import MemoryStore
+
+            return MemoryStore()
+        case "edge":
+            from service.store.edge import EdgeStore
+
+            return EdgeStore(settings.path, timeout_seconds=settings.timeout_seconds)
+        case "qdrant":
+            from service.store.qdrant import QdrantStore
+
+            return QdrantStore(settings)

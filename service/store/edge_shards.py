@@ -1,0 +1,245 @@
+"""The embedded store's collections as Qdrant Edge shards; runs in a child process, because Edge's calls hold the GIL.
+
+On disk: `collections/<physical>/shard`, `collections/<physical>/collection.json` and `aliases.json`, which maps public
+to physical names and is replaced in one step: a directory that it does not name is half made or half removed, and is
+cleared at open. A call that writes flushes before it returns. No index is built: every search is an exact scan.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import qdrant_edge as edge
+from numpy.typing import NDArray
+
+from service.errors import ConfigurationError
+from service.store.base import Filter, point_id
+from service.store.edge_filters import edge_filter, optional_edge_filter
+from service.store.points import physical_name, unknown_collection
+
+_WITHOUT_TEXT = ["id", "title", "metadata"]
+
+
+def build(config: dict[str, Any]) -> "EdgeShards":
+    """The handler of the child process; `config` has the store's `path`."""
+    return EdgeShards(Path(config["path"]))
+
+
+class EdgeShards:
+    """All collections under one path; arguments and results are plain values and arrays."""
+
+    def __init__(self, path: Path) -> None:
+        """Lock the path, clear what is half made and open all shards.
+
+        Raises:
+            ConfigurationError: the path is not writable, open elsewhere or damaged; one line with the way out.
+        """
+        self._path = path
+        self._collections = path / "collections"
+        try:
+            self._collections.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(path)
+            self._aliases = self._read_aliases()
+            self._clear_unnamed()
+        except OSError as error:
+            raise ConfigurationError(
+                f"the store path {path} cannot be used: {error.strerror}; "
+                f"make it a writable directory or set EOSEEK_STORE__PATH"
+            ) from error
+        self._shards = {name: self._open(name) for name in self._aliases}
+
+    def close(self) -> None:
+        """Flush and close all shards and give the lock back."""
+        for shard in self._shards.values():
+            shard.flush()
+            shard.close()
+        self._shards.clear()
+        os.close(self._lock)
+
+    def create(self, name: str, fingerprint: str, dimension: int) -> dict[str, Any]:
+        """Create a collection that does not exist."""
+        physical = physical_name(name, fingerprint)
+        directory = self._collections / physical
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        # unit vectors: the dot product is the cosine, and vectors come back as they were given
+        vectors = edge.EdgeVectorParams(size=dimension, distance=edge.Distance.Dot)
+        shard = edge.EdgeShard.create(str(directory / "shard"), edge.EdgeConfig(vectors=vectors))
+        shard.flush()
+        _write_json(directory / "collection.json", {"name": name, "fingerprint": fingerprint, "dimension": dimension})
+        self._write_aliases(self._aliases | {name: physical})
+        self._shards[name] = shard
+        return self.describe(name)
+
+    def drop(self, name: str) -> None:
+        """Remove a collection: its name first, so that a crash leaves a directory without a name."""
+        shard = self._shard(name)
+        directory = self._directory(name)
+        self._write_aliases({alias: physical for alias, physical in self._aliases.items() if alias != name})
+        shard.close()
+        del self._shards[name]
+        shutil.rmtree(directory)
+
+    def names(self) -> list[str]:
+        """All collections, sorted."""
+        return sorted(self._shards)
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """The fields of `CollectionInfo`."""
+        count = self.count(name, None)
+        directory = self._directory(name)
+        described: dict[str, Any] = json.loads((directory / "collection.json").read_text("utf-8"))
+        return described | {
+            "physical_name": directory.name,
+            "num_documents": count,
+            "size_bytes": _size_bytes(directory),
+        }
+
+    def upsert(self, name: str, payloads: list[dict[str, Any]], embeddings: NDArray[np.float32]) -> None:
+        """Insert or replace points, one per payload and row, in one logged operation; durable at return."""
+        points = [
+            edge.Point(point_id(payload["id"]), row, payload)
+            for payload, row in zip(payloads, embeddings.tolist(), strict=True)
+        ]
+        self._update(name, edge.UpdateOperation.upsert_points(points))
+
+    def retrieve(self, name: str, document_ids: list[str], fields: list[str]) -> dict[str, dict[str, Any]]:
+        """The named fields of the payloads that are there, by document id."""
+        ids = {point_id(each): each for each in document_ids}
+        records = self._shard(name).retrieve(list(ids), with_payload=fields, with_vector=False)
+        return {ids[str(record.id)]: record.payload or {} for record in records}
+
+    def delete(self, name: str, document_ids: list[str]) -> int:
+        """Remove by id; returns how many there were."""
+        present = self.retrieve(name, document_ids, ["id"])
+        self._update(name, edge.UpdateOperation.delete_points([point_id(each) for each in present]))
+        return len(present)
+
+    def delete_matching(self, name: str, filter: Filter) -> int:
+        """Remove by filter; returns how many matched."""
+        num_matching = self.count(name, filter)
+        self._update(name, edge.UpdateOperation.delete_points_by_filter(edge_filter(filter)))
+        return num_matching
+
+    def count(self, name: str, filter: Filter | None) -> int:
+        """Exact number of documents that match."""
+        num_matching: int = self._shard(name).count(edge.CountRequest(exact=True, filter=optional_edge_filter(filter)))
+        return num_matching
+
+    def search(
+        self, name: str, embeddings: NDArray[np.float32], options: dict[str, Any]
+    ) -> list[list[tuple[dict[str, Any], float]]]:
+        """Payload and score of the best points for each row; `options` are the fields of `SearchOptions`."""
+        requests = [
+            edge.QueryRequest(
+                query=edge.Query.Nearest(row),
+                limit=options["top_k"],
+                offset=options["offset"],
+                filter=optional_edge_filter(options["filter"]),
+                score_threshold=options["score_threshold"],
+                with_payload=[*_WITHOUT_TEXT, "text"] if options["with_text"] else _WITHOUT_TEXT,
+                params=edge.SearchParams(exact=options["exact"]),
+            )
+            for row in embeddings.tolist()
+        ]
+        found = self._shard(name).query_batch(edge.QueryBatchRequest(requests))
+        return [[(point.payload or {}, point.score) for point in points] for points in found]
+
+    def scroll(
+        self, name: str, after: str | None, batch_size: int, filter: Filter | None
+    ) -> tuple[list[dict[str, Any]], NDArray[np.float32], str | None]:
+        """Payloads and embeddings of a page in the order of point ids, and the point id of the next page."""
+        request = edge.ScrollRequest(
+            offset=after, limit=batch_size, filter=optional_edge_filter(filter), with_payload=True, with_vector=True
+        )
+        records, following = self._shard(name).scroll(request)
+        embeddings = np.array([record.vector for record in records], dtype=np.float32)
+        return [record.payload or {} for record in records], embeddings, None if following is None else str(following)
+
+    def _shard(self, name: str) -> edge.EdgeShard:
+        if name not in self._shards:
+            raise unknown_collection(name)
+        return self._shards[name]
+
+    def _update(self, name: str, operation: edge.UpdateOperation) -> None:
+        shard = self._shard(name)
+        shard.update(operation)
+        shard.flush()
+
+    def _directory(self, name: str) -> Path:
+        return self._collections / self._aliases[name]
+
+    def _open(self, name: str) -> edge.EdgeShard:
+        directory = self._directory(name)
+        try:
+            json.loads((directory / "collection.json").read_text("utf-8"))
+            return edge.EdgeShard.load(str(directory / "shard"))
+        except Exception as error:
+            first_line = str(error).splitlines()[0]
+            raise ConfigurationError(
+                f"collection {name!r} at {directory} cannot be opened ({first_line:.300}); put it back from a copy, "
+                f"or move {self._path} away and ingest again"
+            ) from error
+
+    def _read_aliases(self) -> dict[str, str]:
+        try:
+            aliases: dict[str, str] = json.loads((self._path / "aliases.json").read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{self._path / 'aliases.json'} is damaged ({error}); it maps collection names to directories under "
+                f"collections/: write it again, or move {self._path} away and ingest again"
+            ) from error
+        return aliases
+
+    def _write_aliases(self, aliases: dict[str, str]) -> None:
+        _write_json(self._path / "aliases.json", aliases)
+        self._aliases = aliases
+
+    def _clear_unnamed(self) -> None:
+        for directory in self._collections.iterdir():
+            if directory.name not in self._aliases.values():
+                shutil.rmtree(directory)
+
+
+def _lock(path: Path) -> int:
+    """A file descriptor that holds the path's lock until it is closed or the process ends."""
+    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ConfigurationError(
+            f"the store at {path} is open in another process; stop that one, set EOSEEK_STORE__PATH to another "
+            f"directory, or run a Qdrant server (EOSEEK_STORE__KIND=qdrant) that many processes can share"
+        ) from error
+    return descriptor
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Replace a file in one step that also a power loss leaves whole."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _fsync_directory(path.parent)
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size_bytes(directory: Path) -> int:
+    """Bytes on disk; files of a shard are sparse, so their lengths say nothing."""
+    return sum(each.stat().st_blocks * 512 for each in directory.rglob("*") if each.is_file())

@@ -1,0 +1,130 @@
+"""What all stores share about points: names, what may be stored, and the payload a document is stored as.
+
+Payload: `id`, `title`, `text`, `metadata`, `content_hash`. What one store cannot keep, every store refuses.
+"""
+
+import math
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from service.errors import FingerprintMismatchError, InvalidInputError, NotFoundError
+from service.store.base import CollectionInfo, Document, Embedding, Point
+
+MAX_METADATA_DEPTH = 16  # protobuf readers stop at 100 messages; an object inside an object is three of them
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def check_name(name: str) -> str:
+    """The collection name. Raises InvalidInputError unless it is 1-64 of `[A-Za-z0-9_-]` without `--`."""
+    if not _NAME.fullmatch(name) or "--" in name:
+        raise InvalidInputError(
+            f"collection name {name!r:.80} must be 1 to 64 letters, digits, `_` or `-`, without `--`"
+        )
+    return name
+
+
+def physical_name(name: str, fingerprint: str) -> str:
+    """Name of the physical collection that a public name points at."""
+    return f"{name}--{fingerprint[:8]}"
+
+
+def check_fingerprint(info: CollectionInfo, fingerprint: str, dimension: int) -> CollectionInfo:
+    """The collection, if it belongs to this checkpoint. Raises FingerprintMismatchError."""
+    if info.fingerprint != fingerprint or info.dimension != dimension:
+        raise FingerprintMismatchError(
+            f"collection {info.name!r} was built with the checkpoint {info.fingerprint} (dimension {info.dimension}), "
+            f"the service runs {fingerprint} (dimension {dimension}): start with the old checkpoint, choose another "
+            f"collection, or drop this one and ingest again"
+        )
+    return info
+
+
+def unknown_collection(name: str) -> NotFoundError:
+    """What every call on a collection that is not there raises."""
+    return NotFoundError(f"there is no collection {name!r:.80}; create it with PUT /collections/{{name}}")
+
+
+def check_embeddings(embeddings: Embedding, dimension: int) -> Embedding:
+    """Embeddings of shape (n, dimension) as float32. Raises InvalidInputError for another shape, NaN or infinity."""
+    array = np.asarray(embeddings, dtype=np.float32)
+    if array.ndim != 2 or array.shape[1] != dimension:
+        raise InvalidInputError(f"embeddings have shape {array.shape}, the collection's dimension is {dimension}")
+    if not np.isfinite(array).all():
+        raise InvalidInputError("an embedding holds NaN or infinity; nothing of the call was stored")
+    return array
+
+
+def check_points(points: Sequence[Point], dimension: int) -> dict[str, Point]:
+    """Points by document id; of two with the same id the last one wins.
+
+    Raises:
+        InvalidInputError: an embedding or metadata that a store could not keep as it is.
+    """
+    for point in points:
+        check_embeddings(point.embedding[None], dimension)
+        _check_document(point.document)
+    return {point.document.id: point for point in points}
+
+
+def check_cursor(after: str | None) -> str | None:
+    """The cursor of a scroll: the point id that the page begins with. Raises InvalidInputError for any other text."""
+    try:
+        return None if after is None else str(uuid.UUID(after))
+    except ValueError:
+        raise InvalidInputError(f"{after!r:.80} is no cursor; take the one that the previous page gave") from None
+
+
+def to_payload(document: Document) -> dict[str, Any]:
+    """What is stored beside the embedding."""
+    return {
+        "id": document.id,
+        "title": document.title,
+        "text": document.text,
+        "metadata": dict(document.metadata),
+        "content_hash": document.content_hash(),
+    }
+
+
+def from_payload(payload: Mapping[str, Any]) -> Document:
+    """The document of a payload; `text` is empty where it was not asked for."""
+    return Document(
+        id=payload["id"],
+        title=payload.get("title", ""),
+        text=payload.get("text", ""),
+        metadata=payload.get("metadata", {}),
+    )
+
+
+def _check_document(document: Document) -> None:
+    try:
+        for text in (document.id, document.title, document.text):
+            text.encode("utf-8")
+        _check_value(document.metadata, "metadata", depth=1)
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"document {document.id!a:.80}: a lone surrogate is not text; remove it") from error
+    except ValueError as error:
+        raise InvalidInputError(f"document {document.id!a:.80}: {error}") from error
+
+
+def _check_value(value: Any, place: str, depth: int) -> None:
+    """Raise ValueError for what JSON or a store cannot keep as it is."""
+    if depth > MAX_METADATA_DEPTH:
+        raise ValueError(f"metadata nests deeper than {MAX_METADATA_DEPTH}")
+    if isinstance(value, str):
+        value.encode("utf-8")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{place:.80}: an integer beyond 64 bits; send it as a string")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{place:.80}: {value} is not a JSON number")
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            key.encode("utf-8")
+            _check_value(each, f"{place}.{key}", depth + 1)
+    elif isinstance(value, list | tuple):
+        for i, each in enumerate(value):
+            _check_value(each, f"{place}[{i}]", depth + 1)
