@@ -1,7 +1,7 @@
 """The command line: parse, build, call, exit code.
 
-Data goes to stdout, progress and notes to stderr. Exit code 2 means that what was asked for is wrong (a setting, an option,
-a file that is not there), 1 that work failed on the way. Heavy imports are inside the commands, so `--help` is quick.
+Data goes to stdout, progress and notes to stderr. Exit code 2 means that what was asked for is wrong (a setting, an
+option, a file that is not there), 1 that work failed on the way. Heavy imports are inside the commands, for `--help`.
 """
 
 import json

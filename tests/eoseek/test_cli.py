@@ -1,0 +1,248 @@
+import gzip
+import io
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from eoseek.cli import main
+
+HEAVY = {"torch", "transformers", "numpy", "fastapi", "pydantic", "httpx", "ir_measures", "tokenizers", "qdrant_client"}
+DOCUMENTS = [
+    {"_id": "merge", "title": "heapq.merge", "text": "merge sorted lists\nsecond line"},
+    {"_id": "sort", "title": "", "text": "sorted items"},
+    {"_id": "q1", "title": "", "text": "merge two sorted lists"},
+]
+
+
+@pytest.fixture
+def url(service):
+    with service.listening() as url:
+        yield url
+
+
+@pytest.fixture
+def eoseek(capsys, monkeypatch):
+    """Runs the command line in this process; gives exit code, stdout, stderr."""
+
+    def call(*arguments, stdin=b""):
+        monkeypatch.setattr(sys, "argv", ["eoseek", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        with pytest.raises(SystemExit) as exit:
+            main()
+        out, err = capsys.readouterr()
+        return exit.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "tiny" / "corpus.jsonl.gz"
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, DOCUMENTS)).encode()))
+    return path
+
+
+def test_help_answers_within_a_second_and_imports_nothing_heavy():
+    code = (
+        "import sys\nsys.argv = ['eoseek', '--help']\nfrom eoseek.cli import main\n"
+        f"try: main()\nfinally: print('heavy:', sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "heavy: []" in done.stdout
+    assert "ingest" in done.stdout
+    # the machine that runs this may be busy; alone it takes a fifth of a second
+    assert time.monotonic() - started < 5
+
+
+def test_ingest_then_search_finds_the_document(eoseek, url, corpus):
+    code, out, err = eoseek("ingest", corpus, "--collection", "tiny", "--url", url)
+    assert (code, out) == (0, "")
+    assert "collection tiny: 3 read, 3 indexed, 0 unchanged, 0 failed" in err
+    assert "documents/s" in err
+    code, out, _ = eoseek("search", "merge sorted", "--collection", "tiny", "--url", url, "--top-k", 1)
+    assert code == 0
+    assert out.splitlines() == ["1  0.2000  merge  heapq.merge", "           merge sorted lists"]
+
+
+def test_search_json_prints_one_object_a_line(eoseek, url, corpus):
+    eoseek("ingest", corpus, "--url", url)
+    _, out, _ = eoseek("search", "sorted", "--url", url, "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["id"] for row in rows] == ["merge", "sort", "q1"]
+    assert set(rows[0]) == {"id", "score", "title", "text", "metadata"}
+
+
+def test_search_control_sequences_of_a_document_do_not_reach_the_terminal(eoseek, url, service):
+    service.collections["default"]["a"] = {"id": "a", "title": "\x1b[2J", "text": "\x1b]0;x\x07red"}
+    _, out, _ = eoseek("search", "red", "--url", url)
+    assert "\x1b" not in out
+    assert "\x07" not in out
+    assert "red" in out
+
+
+def test_search_unknown_collection_is_one_line_and_exit_code_1(eoseek, url):
+    assert eoseek("search", "x", "--collection", "none", "--url", url) == (1, "", "eoseek: no collection 'none'\n")
+
+
+@pytest.mark.parametrize("filter", ["{", "[]", "3"])
+def test_search_filter_that_is_no_json_object_is_exit_code_2(eoseek, filter):
+    code, _, err = eoseek("search", "x", "--filter", filter)
+    assert code == 2
+    assert err.startswith("eoseek: --filter")
+
+
+def test_search_no_service_says_how_to_start_one(eoseek, service):
+    with service.listening() as url:
+        pass
+    code, _, err = eoseek("search", "x", "--url", url)
+    assert code == 1
+    assert f"no answer from {url}" in err
+    assert "eoseek serve" in err
+    assert err.count("\n") == 1
+
+
+def test_url_from_the_environment(eoseek, url, monkeypatch):
+    monkeypatch.setenv("EOSEEK_URL", url)
+    assert eoseek("search", "x")[0] == 0
+
+
+def test_ingest_bad_lines_are_named_with_their_file_and_exit_code_is_1(eoseek, url, tmp_path):
+    path = tmp_path / "some.jsonl"
+    path.write_text('{"id": "a", "text": "x"}\n{"id": \n{"id": "c", "text": ""}\n')
+    code, _, err = eoseek("ingest", path, "--url", url)
+    assert code == 1
+    assert f"{path}:2: not JSON" in err
+    assert f"{path}:3: invalid_input: text is empty" in err
+    assert "3 read, 1 indexed, 0 unchanged, 2 failed" in err
+
+
+def test_ingest_stdin_and_several_files_add_up(eoseek, url, corpus):
+    code, _, err = eoseek("ingest", corpus, "-", "--url", url, stdin=b'{"id": "z", "text": "x"}\n')
+    assert code == 0
+    assert "4 read, 4 indexed" in err
+
+
+def test_ingest_missing_file_is_exit_code_2_before_anything_is_sent(eoseek, service, url, corpus):
+    code, _, err = eoseek("ingest", corpus, "nowhere.jsonl", "--url", url)
+    assert (code, err) == (2, "eoseek: nowhere.jsonl: no such file\n")
+    assert service.requests == []
+
+
+def test_ingest_corrupt_gzip_is_one_line_and_exit_code_1(eoseek, url, tmp_path):
+    path = tmp_path / "bad.jsonl.gz"
+    path.write_bytes(b"\x1f\x8b plainly wrong")
+    code, _, err = eoseek("ingest", path, "--url", url)
+    assert code == 1
+    assert f"eoseek: {path}: cannot be read beyond line 0" in err
+    assert "Traceback" not in err
+
+
+def test_ingest_interrupted_run_continues_where_it_stopped(eoseek, service, url, tmp_path):
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(json.dumps({"id": str(number), "text": "x"}) + "\n" for number in range(40)))
+    ok = (200, {}, {"indexed": 10, "unchanged": 0, "failed": [], "truncated": []})
+    refusal = (409, {}, {"code": "fingerprint_mismatch", "detail": "other checkpoint"})
+    service.scripted = [ok, refusal]
+    service.collections["default"]["9"] = {"id": "9"}
+    command = ("ingest", path, "--url", url, "--batch", 10, "--concurrency", 1)
+    code, _, err = eoseek(*command)
+    assert code == 1
+    assert "10 read, 10 indexed" in err
+    assert "other checkpoint" in err
+    service.scripted = []
+    code, _, err = eoseek(*command)
+    assert code == 0
+    assert "40 read" in err
+    assert "10 of them in an earlier run" in err
+    assert "0" not in service.collections["default"]
+
+
+def test_ingest_no_resume_starts_over_and_a_finished_file_is_read_again(eoseek, url, corpus):
+    eoseek("ingest", corpus, "--url", url)
+    _, _, err = eoseek("ingest", corpus, "--url", url)
+    assert "3 read, 0 indexed, 3 unchanged" in err
+    _, _, err = eoseek("ingest", corpus, "--url", url, "--no-resume")
+    assert "3 read, 0 indexed, 3 unchanged" in err
+
+
+def test_embed_arguments_and_stdin_print_json_lines(eoseek, url):
+    _, out, _ = eoseek("embed", "ab", "abc", "--url", url)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert rows[1] == {"text": "abc", "embedding": [3.0, 0.5], "truncated": False}
+    assert eoseek("embed", "--url", url, stdin=b"ab\nabc\n")[1] == out
+
+
+def test_evaluate_ingests_drops_the_query_itself_and_writes_its_files(eoseek, url, corpus, tmp_path):
+    folder = corpus.parent
+    (folder / "queries.jsonl").write_text(
+        '{"_id": "q1", "text": "merge two sorted lists"}\n{"_id": "q2", "text": "sorted items"}\n'
+    )
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_text("q1\tmerge\t1\nq2\tmerge\t1\nq3\tmerge\t1\n")
+    run_file, json_file = tmp_path / "run", tmp_path / "scores.json"
+    code, out, err = eoseek(
+        "evaluate", "--url", url, "--data", folder, "--ingest", "--run", run_file, "--json", json_file
+    )
+    assert code == 0
+    # q1: first, once q1 itself is dropped; q2: second to `sort`, before q1 by id; q3 has no text
+    assert out.splitlines() == ["nDCG@10     0.5436", "MRR@10      0.5000", "Recall@100  0.6667"]
+    assert "mean over 3 judged queries; 1 of them have no text and count as 0" in err
+    assert run_file.read_text().splitlines()[0].startswith("q1 Q0 merge 1 ")
+    assert json.loads(json_file.read_text())["per_query"]["q2"]["mrr@10"] == 0.5
+
+
+def test_evaluate_missing_data_is_exit_code_2(eoseek, url, tmp_path):
+    code, _, err = eoseek("evaluate", "--url", url, "--data", tmp_path)
+    assert code == 2
+    assert "corpus.jsonl" in err
+
+
+def test_evaluate_each_query_is_sent_with_its_own_instruction(client, service):
+    from eoseek.evaluation import evaluate_service
+    from training.evaluation.beir import Query
+
+    sent = []
+    answer = service._search
+    service._search = lambda body: sent.append((body["query"], body.get("instruction"))) or answer(body)
+    queries = {
+        "a": Query(query_id="a", text="1", instruction="I"),
+        "b": Query(query_id="b", text="2"),
+        "c": Query(query_id="c", text="3", instruction="I"),
+        "d": Query(query_id="d", text="4", instruction=""),
+    }
+    qrels = {query_id: {"x": 1} for query_id in queries}
+    evaluate_service(client, queries, qrels, collection="default", instruction="mine")
+    assert sorted(sent) == [(["1", "3"], "I"), (["2"], "mine"), (["4"], "")]
+
+
+def test_demo_indexes_the_standard_library_and_prints_a_search(eoseek, url, service):
+    code, out, err = eoseek("demo", "--url", url)
+    assert (code, out) == (0, "")
+    assert "heapq.merge" in service.collections["demo"]
+    assert f"eoseek search 'merge two sorted lists' --collection demo --url {url}" in err
+    assert f"curl -s {url}/search" in err
+    num_indexed = len(service.collections["demo"])
+    _, _, err = eoseek("demo", "--url", url)
+    assert f"0 indexed, {num_indexed:,} unchanged" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "place"),
+    [
+        ("EOSEEK_API__PORT", "many", "EOSEEK_API__PORT='many'"),
+        ("EOSEEK_API__PROT", "1", "EOSEEK_API__PROT='1'"),
+        ("EOSEEK_STORE__KIND", "disk", "EOSEEK_STORE__KIND='disk'"),
+        ("EOSEEK_API", "{", "api"),
+    ],
+)
+def test_serve_wrong_setting_is_one_line_and_exit_code_2(eoseek, monkeypatch, name, value, place):
+    monkeypatch.setenv(name, value)
+    code, out, err = eoseek("serve")
+    assert (code, out) == (2, "")
+    assert place in err
+    assert err.count("\n") == 1

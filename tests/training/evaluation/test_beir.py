@@ -1,0 +1,64 @@
+import gzip
+
+import pytest
+
+from training.evaluation.beir import Document, Query, read_corpus, read_qrels, read_queries
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl.gz").write_bytes(
+        gzip.compress('{"_id": "d1", "title": "T", "text": "é"}\n\n{"_id": "d2", "text": "x"}\n'.encode())
+    )
+    (tmp_path / "queries.jsonl").write_text(
+        '{"_id": "q1", "text": "a"}\n{"_id": "q2", "text": "b", "instruction": "I"}'
+    )
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\r\nq2\td2\t2\n")
+    return tmp_path
+
+
+def test_read_corpus_packed_or_not(folder):
+    expected = [Document(document_id="d1", title="T", text="é"), Document(document_id="d2", text="x")]
+    assert list(read_corpus(folder)) == expected
+    packed = folder / "corpus.jsonl.gz"
+    (folder / "corpus.jsonl").write_bytes(gzip.decompress(packed.read_bytes()))
+    packed.unlink()
+    assert list(read_corpus(folder)) == expected
+
+
+def test_read_queries_keeps_instructions(folder):
+    assert read_queries(folder) == {
+        "q1": Query(query_id="q1", text="a"),
+        "q2": Query(query_id="q2", text="b", instruction="I"),
+    }
+
+
+def test_read_qrels_with_and_without_header(folder):
+    expected = {"q1": {"d1": 1, "d2": 0}, "q2": {"d2": 2}}
+    path = folder / "qrels" / "test.tsv"
+    assert read_qrels(folder, "test") == expected
+    path.write_text(path.read_text().split("\n", 1)[1])
+    assert read_qrels(folder, "test") == expected
+
+
+@pytest.mark.parametrize("line", ["q1\td1", "q1\td1\tmany", "q1 d1 1"])
+def test_read_qrels_malformed_line_is_named(folder, line):
+    path = folder / "qrels" / "test.tsv"
+    path.write_text(f"q0\td0\t1\n{line}\n")
+    with pytest.raises(ValueError, match=r"test\.tsv:2: not"):
+        read_qrels(folder, "test")
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"_id": 1, "text": "x"}', '{"_id": "q"}'])
+def test_read_queries_malformed_line_is_named(folder, line):
+    (folder / "queries.jsonl").write_text(f'{{"_id": "q1", "text": "a"}}\n{line}\n')
+    with pytest.raises(ValueError, match=r"queries\.jsonl:2: "):
+        read_queries(folder)
+
+
+def test_read_missing_files_are_named(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"dev\.tsv"):
+        read_qrels(folder, "dev")
+    with pytest.raises(FileNotFoundError, match=r"corpus\.jsonl"):
+        list(read_corpus(tmp_path / "qrels"))

@@ -1,0 +1,36 @@
+import pytest
+
+from training.evaluation.runs import read_run, write_run
+
+RUN = {"q1": {"b": 0.1, "a": 0.30000000000000004}, "q2": {"z": -1.0, "y": -1.0}}
+
+
+def test_run_written_and_read_back_is_the_same(tmp_path):
+    path = tmp_path / "run"
+    write_run(RUN, path, tag="eoseek")
+    assert read_run(path) == RUN
+
+
+def test_run_file_is_trec_best_first_ties_by_id(tmp_path):
+    path = tmp_path / "run"
+    write_run(RUN, path, tag="eoseek")
+    assert path.read_text().splitlines() == [
+        "q1 Q0 a 1 0.30000000000000004 eoseek",
+        "q1 Q0 b 2 0.1 eoseek",
+        "q2 Q0 y 1 -1.0 eoseek",
+        "q2 Q0 z 2 -1.0 eoseek",
+    ]
+
+
+@pytest.mark.parametrize("bad", ["", "a b", " a", "a\n"])
+def test_run_id_that_the_format_cannot_carry_is_refused(tmp_path, bad):
+    with pytest.raises(ValueError, match="white space"):
+        write_run({"q": {bad: 1.0}}, tmp_path / "run", tag="eoseek")
+
+
+@pytest.mark.parametrize("line", ["q Q0 d 1 0.5", "q Q0 d 1 high eoseek"])
+def test_run_malformed_line_is_named(tmp_path, line):
+    path = tmp_path / "run"
+    path.write_text(f"q Q0 d 1 0.5 eoseek\n{line}\n")
+    with pytest.raises(ValueError, match="run:2: not"):
+        read_run(path)
