@@ -244,6 +244,8 @@ async def test_count_with_filter(store: Store, collection: str) -> None:
 # search
 
 
+# local mode always scans everything, and says so
+@pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning")
 @pytest.mark.parametrize(
     "options",
     [
