@@ -60,6 +60,21 @@ class InvalidFilterError(InvalidInputError):
     title = "Invalid filter"
 
 
+class ClientGoneError(MalformedInputError):
+    """The client hung up before its body was complete; nobody reads the answer."""
+
+    code = "client_gone"
+    title = "Client gone"
+
+
+class UnsupportedMediaTypeError(EoseekError):
+    """A content type or content encoding that the route does not read."""
+
+    code = "unsupported_media_type"
+    status = 415
+    title = "Unsupported media type"
+
+
 class BodyTooLargeError(EoseekError):
     """A request body over the limit."""
 

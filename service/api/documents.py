@@ -1,0 +1,142 @@
+"""Documents: index (JSON or a stream of lines), get, delete. An answer of 200 means durable."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query, Request
+
+from service.api.bodies import NDJSON, JsonRoute, NdjsonRoute, stream_body
+from service.api.limits import check_chars, check_count
+from service.api.problems import problems
+from service.api.services import Services, ServicesDep
+from service.errors import InvalidInputError, NotFoundError
+from service.ingest.lines import read_documents
+from service.ingest.pipeline import IncomingDocument, IngestReport
+from service.schemas import (
+    CollectionName,
+    DeleteRequest,
+    DeleteResponse,
+    DocumentIn,
+    DocumentOut,
+    DocumentsRequest,
+    DocumentsResponse,
+    FailedDocument,
+)
+from service.store.filters import check_filter
+
+stream_router = APIRouter(route_class=NdjsonRoute)
+router = APIRouter(route_class=JsonRoute, prefix="/documents", tags=["documents"])
+CollectionQuery = Annotated[CollectionName | None, Query(description="Absent: the service's default collection.")]
+TruncateQuery = Annotated[bool, Query(description="Cut documents over the model's length.")]
+_EXAMPLE = {
+    "documents": [
+        {
+            "id": "heapq.merge",
+            "title": "heapq.merge",
+            "text": "Merge multiple sorted inputs into a single sorted output.",
+            "metadata": {"module": "heapq"},
+        }
+    ]
+}
+_NDJSON_DOCS: dict[str, Any] = {
+    "requestBody": {
+        "content": {
+            NDJSON: {
+                "schema": {"type": "string", "description": "One document a line; BEIR's `_id` is taken for `id`."},
+                "example": '{"id": "heapq.merge", "text": "Merge multiple sorted inputs."}\n',
+            }
+        }
+    }
+}
+
+
+@stream_router.post("/documents", include_in_schema=False)
+async def index_stream(
+    request: Request, services: ServicesDep, collection: CollectionQuery = None, truncate: TruncateQuery = False
+) -> DocumentsResponse:
+    """One document a line; good lines are indexed, bad lines come back with their numbers."""
+    name = await services.collection(collection)
+    limits = services.settings.api
+    documents = read_documents(
+        stream_body(request), max_line_bytes=limits.max_body_bytes, max_text_chars=limits.max_text_chars
+    )
+    return _out(await services.pipeline.ingest(name, documents, truncate=truncate))
+
+
+@router.post("", openapi_extra=_NDJSON_DOCS, responses=problems(400, 404, 409, 413, 415, 422, 429, 500, 503))
+async def index_documents(
+    request: Request,
+    body: Annotated[DocumentsRequest, Body(examples=[_EXAMPLE])],
+    services: ServicesDep,
+    collection: CollectionQuery = None,
+    truncate: TruncateQuery = False,
+) -> DocumentsResponse:
+    """Index documents, all checked before the first is written; unchanged ones cost nothing."""
+    _check(body.documents, services)
+    if collection and body.collection and collection != body.collection:
+        raise InvalidInputError(
+            f"collection: {body.collection!r} in the body, {collection!r} in the URL; send one of them."
+        )
+    name = await services.collection(body.collection or collection)
+    documents = [IncomingDocument(document=each.to_document()) for each in body.documents]
+    truncate = body.truncate or truncate
+    return _out(await services.pipeline.ingest(name, documents, truncate=truncate, deadline=request.state.deadline))
+
+
+@router.post("/delete", responses=problems(400, 404, 413, 415, 422, 500, 503))
+async def delete_documents(
+    body: Annotated[DeleteRequest, Body(examples=[{"ids": ["heapq.merge"]}])], services: ServicesDep
+) -> DeleteResponse:
+    """Delete by ids or by filter; ids that are not there are not counted."""
+    name = body.collection or services.settings.store.collection
+    if (body.ids is None) == (body.filter is None):
+        raise InvalidInputError("Send either ids or filter: exactly one of them says what to delete.")
+    if body.ids is not None:
+        limit = services.settings.api.max_documents
+        check_count(len(body.ids), limit, field="ids", setting="EOSEEK_API__MAX_DOCUMENTS")
+        return DeleteResponse(deleted=await services.store.delete(name, body.ids))
+    return DeleteResponse(deleted=await services.store.delete_matching(name, check_filter(body.filter)))
+
+
+@router.get("/{document_id:path}", responses=problems(404, 422, 500, 503))
+async def get_document(document_id: str, services: ServicesDep, collection: CollectionQuery = None) -> DocumentOut:
+    """One document; its id may hold slashes."""
+    name = collection or services.settings.store.collection
+    document = (await services.store.get(name, [document_id]))[0]
+    if document is None:
+        raise NotFoundError(f"No document {document_id[:200]!r} in collection {name!r}.")
+    return DocumentOut(id=document.id, title=document.title, text=document.text, metadata=dict(document.metadata))
+
+
+@router.delete("/{document_id:path}", responses=problems(404, 422, 500, 503))
+async def delete_document(
+    document_id: str, services: ServicesDep, collection: CollectionQuery = None
+) -> DeleteResponse:
+    """Delete one document."""
+    name = collection or services.settings.store.collection
+    if await services.store.delete(name, [document_id]) == 0:
+        raise NotFoundError(f"No document {document_id[:200]!r} in collection {name!r}.")
+    return DeleteResponse(deleted=1)
+
+
+def _check(documents: list[DocumentIn], services: Services) -> None:
+    limits = services.settings.api
+    check_count(len(documents), limits.max_documents, field="documents", setting="EOSEEK_API__MAX_DOCUMENTS")
+    first_at: dict[str, int] = {}
+    for index, document in enumerate(documents):
+        check_chars(document.title + document.text, limits.max_text_chars, field=f"documents[{index}].text")
+        first = first_at.setdefault(document.id, index)
+        if first != index:
+            raise InvalidInputError(
+                f"documents[{first}] and documents[{index}] have the same id {document.id[:80]!r}; send each once."
+            )
+
+
+def _out(report: IngestReport) -> DocumentsResponse:
+    return DocumentsResponse(
+        indexed=report.indexed,
+        unchanged=report.unchanged,
+        failed=[
+            FailedDocument(id=each.id, line=each.line, code=each.code, detail=each.detail) for each in report.failed
+        ],
+        truncated=report.truncated,
+    )

@@ -1,0 +1,80 @@
+"""From texts to embeddings on the wire: the way that `/embed`, `/search` and `/v1/embeddings` share."""
+
+import asyncio
+import base64
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import Request, Response
+from pydantic_core import to_json
+
+from service.api.services import Services
+from service.encoders.base import Embeddings
+from service.encoders.prompt import Tokenized
+from service.schemas import EncodingFormat, Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """Embeddings of some texts, what was cut, and where the time went (seconds)."""
+
+    embeddings: Embeddings
+    tokenized: Tokenized
+    tokenize_seconds: float
+    queue_seconds: float
+    encode_seconds: float
+
+
+def tokenizer_for(
+    services: Services, texts: Sequence[str], kind: Kind, *, instruction: str | None, truncate: bool
+) -> Callable[[], Tokenized]:
+    """The blocking call that tokenizes `texts`; an instruction may be one of the checkpoint's names."""
+    contract = services.checkpoint.contract
+    if kind == "document":
+        return lambda: contract.documents([("", text) for text in texts], truncate=truncate)
+    named = services.checkpoint.instructions
+    sentence = None if instruction is None else named.get(instruction, instruction)
+    return lambda: contract.queries(texts, instruction=sentence, truncate=truncate)
+
+
+async def embed(request: Request, services: Services, kind: Kind, tokenize: Callable[[], Tokenized]) -> Embedded:
+    """Tokenize off the event loop, then encode in the lane of `kind` before the request's deadline."""
+    started = time.monotonic()
+    tokenized = await asyncio.to_thread(tokenize)
+    tokenize_seconds = time.monotonic() - started
+    services.metrics.observe_stage("tokenize", tokenize_seconds)
+    services.metrics.count_truncated(len(tokenized.truncated))
+    encoded = await services.batcher.submit(tokenized.token_ids, lane=kind, deadline=request.state.deadline)
+    return Embedded(
+        embeddings=encoded.embeddings,
+        tokenized=tokenized,
+        tokenize_seconds=tokenize_seconds,
+        queue_seconds=encoded.queue_seconds,
+        encode_seconds=encoded.encode_seconds,
+    )
+
+
+def cut_dimensions(embeddings: Embeddings, dimensions: int | None) -> Embeddings:
+    """Matryoshka: the leading `dimensions` of each row, scaled back to unit length. Shape (n, dimensions)."""
+    if dimensions is None or dimensions == embeddings.shape[1]:
+        return embeddings
+    cut = embeddings[:, :dimensions]
+    # a row whose leading part is all zero has no direction; it stays zero rather than become NaN
+    norms = np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return np.ascontiguousarray(cut / norms, dtype=np.float32)
+
+
+def on_wire(embeddings: Embeddings, encoding_format: EncodingFormat) -> list[Any]:
+    """Each row as a list of numbers, or as base64 of its little-endian float32 bytes."""
+    if encoding_format == "float":
+        rows: list[Any] = embeddings.tolist()
+        return rows
+    return [base64.b64encode(row.astype("<f4").tobytes()).decode("ascii") for row in embeddings]
+
+
+def json_response(content: Any) -> Response:
+    """`content` as JSON: pydantic's writer is ten times json.dumps on embeddings (3.3 ms for 64 x 576)."""
+    return Response(to_json(content), media_type="application/json")

@@ -1,0 +1,91 @@
+"""What operators and people ask first: alive, ready, what is running, metrics, and the front page."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Response
+from fastapi.responses import FileResponse, PlainTextResponse
+from prometheus_client import exposition
+from prometheus_client.openmetrics import exposition as openmetrics
+
+from service import __version__
+from service.api.bodies import JsonRoute
+from service.api.problems import problems
+from service.api.services import Services, ServicesDep
+from service.errors import NotReadyError
+from service.schemas import Info, Limits, Live, Ready
+
+router = APIRouter(route_class=JsonRoute, tags=["operations"])
+_FRONT_PAGE = Path(__file__).parent.parent / "web" / "index.html"
+_METRICS_TEXT: dict[int | str, dict[str, Any]] = {200: {"description": "Prometheus or OpenMetrics text"}}
+
+
+@router.get("/health/live", responses=problems(422, 500))
+async def live() -> Live:
+    """200 as long as the event loop runs."""
+    return Live(status="live")
+
+
+@router.get("/health/ready", responses=problems(422, 500, 503))
+async def ready(services: ServicesDep) -> Ready:
+    """200 when a request now would be worked on; 503 names the parts that are away."""
+    parts = {
+        "encoder": services.encoder.is_ready,
+        "store": services.store.is_ready,
+        "accepting": not services.is_draining,
+    }
+    missing = [part for part, is_ready in parts.items() if not is_ready]
+    if missing:
+        raise NotReadyError(f"Not ready: {', '.join(missing)}.", extra={"parts": parts})
+    return Ready(status="ready", **parts)
+
+
+@router.get("/info", responses=problems(422, 500, 503))
+async def info(services: ServicesDep) -> Info:
+    """Which checkpoint runs on what, and the limits."""
+    checkpoint, settings = services.checkpoint, services.settings
+    return Info(
+        version=__version__,
+        model=checkpoint.name,
+        checkpoint=checkpoint.path.name,
+        fingerprint=checkpoint.fingerprint,
+        is_tuned=checkpoint.is_tuned,
+        dimension=checkpoint.dimension,
+        max_length=checkpoint.max_length,
+        pooling=checkpoint.pooling,
+        default_instruction=checkpoint.default_instruction,
+        instructions=checkpoint.instructions,
+        backend=settings.encoder.backend,
+        dtype=settings.encoder.dtype,
+        store=settings.store.kind,
+        default_collection=settings.store.collection,
+        limits=_limits(services),
+    )
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=_METRICS_TEXT | problems(422, 500))
+async def metrics(services: ServicesDep, accept: Annotated[str, Header()] = "") -> Response:
+    """Metrics in the text format that the scraper asks for."""
+    registry = services.metrics.registry
+    if "application/openmetrics-text" in accept:
+        body = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+        return Response(body, media_type=openmetrics.CONTENT_TYPE_LATEST)
+    return Response(exposition.generate_latest(registry), media_type=exposition.CONTENT_TYPE_LATEST)
+
+
+@router.get("/", include_in_schema=False)
+async def front_page() -> FileResponse:
+    """What this is, and where to go from here."""
+    return FileResponse(_FRONT_PAGE, media_type="text/html")
+
+
+def _limits(services: Services) -> Limits:
+    limits = services.settings.api
+    return Limits(
+        max_body_bytes=limits.max_body_bytes,
+        max_inputs=limits.max_inputs,
+        max_documents=limits.max_documents,
+        max_text_chars=limits.max_text_chars,
+        max_top_k=limits.max_top_k,
+        request_timeout_seconds=limits.request_timeout_seconds,
+    )

@@ -1,0 +1,106 @@
+"""What surrounds every request: its id, its metrics, the 500 of last resort, and its end when the client goes away.
+
+Plain ASGI, two tasks a request. Starlette runs a handler to its end even if nobody is there any more; here the work is
+cancelled, so that the batcher can skip it.
+"""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.problems import respond
+from service.errors import EoseekError
+from service.metrics import Metrics
+
+logger = logging.getLogger("eoseek.api")
+REQUEST_ID_HEADER = "X-Request-Id"
+_SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_CLIENT_CLOSED_REQUEST = 499
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class _Exchange:
+    """One request and its answer: what has been received and sent so far."""
+
+    def __init__(self, receive: Receive, send: Send, request_id: str) -> None:
+        self._receive, self._send, self._request_id = receive, send, request_id
+        self._body_read = asyncio.Event()
+        self.status: int | None = None
+        self.is_complete = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self._body_read.set()
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)[REQUEST_ID_HEADER] = self._request_id
+        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.is_complete = True
+        await self._send(message)
+
+    async def disconnected(self) -> None:
+        # before its end the body is the handler's to read, and it learns of a disconnect there
+        await self._body_read.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+class RequestMiddleware:
+    """Wraps the whole application."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        asked = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        request_id = asked if _SAFE_ID.fullmatch(asked) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        exchange = _Exchange(receive, send, request_id)
+        started = time.monotonic()
+        try:
+            await self._answer(scope, exchange, request_id)
+        finally:
+            self._observe(scope, exchange, time.monotonic() - started)
+
+    async def _answer(self, scope: Scope, exchange: _Exchange, request_id: str) -> None:
+        work = asyncio.ensure_future(self._app(scope, exchange.receive, exchange.send))
+        watch = asyncio.ensure_future(exchange.disconnected())
+        try:
+            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and not exchange.is_complete:
+                work.cancel()
+            await work
+        except asyncio.CancelledError:
+            # ours only if the client has gone; the server's own cancellation goes on
+            if not watch.done():
+                raise
+        except Exception:
+            logger.exception("%s %s failed, request %s", scope["method"], scope["path"], request_id)
+            if exchange.status is None:
+                fault = EoseekError(f"A fault of the service; its log has more under request id {request_id}.")
+                await respond(request_id, fault)(scope, exchange.receive, exchange.send)
+        finally:
+            watch.cancel()
+            if work.cancel():
+                await asyncio.wait({work})
+
+    def _observe(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
+        # the template, never the raw path: labels must stay few
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        status = exchange.status or _CLIENT_CLOSED_REQUEST
+        self._metrics.observe_request(route=route, method=method, status=status, seconds=seconds)

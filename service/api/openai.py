@@ -1,0 +1,59 @@
+"""`POST /v1/embeddings`: OpenAI's shape, so that existing clients work by changing their base URL."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Request, Response
+
+from service.api.bodies import JsonRoute
+from service.api.encoding import cut_dimensions, embed, json_response, on_wire, tokenizer_for
+from service.api.limits import check_count, check_dimensions, check_instruction, check_texts
+from service.api.problems import problems
+from service.api.services import ServicesDep
+from service.errors import InvalidInputError
+from service.schemas import OpenAIRequest, OpenAIResponse
+
+router = APIRouter(route_class=JsonRoute, prefix="/v1", tags=["embeddings"])
+_EXAMPLE = {"input": ["merge two sorted lists"], "model": "default", "encoding_format": "float"}
+
+
+@router.post("/embeddings", response_model=OpenAIResponse, responses=problems(400, 413, 415, 422, 429, 500, 503))
+async def create_embeddings(
+    request: Request, body: Annotated[OpenAIRequest, Body(examples=[_EXAMPLE])], services: ServicesDep
+) -> Response:
+    """OpenAI's embeddings call. `model` may be any name; the answer names the checkpoint that did the work."""
+    texts, token_ids = _split(body)
+    check_texts(texts, services.settings.api, field="input")
+    check_count(len(token_ids), services.settings.api.max_inputs, field="input", setting="EOSEEK_API__MAX_INPUTS")
+    check_instruction(body.instruction, services.settings.api)
+    check_dimensions(body.dimensions, services.checkpoint.dimension)
+    if token_ids and (body.kind != "document" or body.instruction):
+        raise InvalidInputError("input: token ids are complete already; kind and instruction go with texts only.")
+    contract = services.checkpoint.contract
+    tokenize = (
+        (lambda: contract.token_ids(token_ids, truncate=False))
+        if token_ids
+        else tokenizer_for(services, texts, body.kind, instruction=body.instruction, truncate=False)
+    )
+    embedded = await embed(request, services, body.kind, tokenize)
+    rows = on_wire(cut_dimensions(embedded.embeddings, body.dimensions), body.encoding_format)
+    num_tokens = embedded.tokenized.num_tokens
+    return json_response(
+        {
+            "object": "list",
+            "data": [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)],
+            "model": services.checkpoint.name,
+            "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        }
+    )
+
+
+def _split(body: OpenAIRequest) -> tuple[list[str], list[list[int]]]:
+    """The texts or the token ids of `input`; the other one is empty."""
+    texts: list[str] = []
+    token_ids: list[list[int]] = []
+    for item in [body.input] if isinstance(body.input, str) or isinstance(body.input[0], int) else body.input:
+        if isinstance(item, str):
+            texts.append(item)
+        elif isinstance(item, list):
+            token_ids.append([token for token in item if isinstance(token, int)])
+    return texts, token_ids

@@ -1,0 +1,168 @@
+"""Wiring: the parts of a running service, started and stopped in order, behind one FastAPI application."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from pydantic.json_schema import models_json_schema
+
+from service import __version__
+from service.api import collections, documents, embed, health, openai, problems, search
+from service.api.middleware import RequestMiddleware
+from service.api.services import CollectionGate, Services
+from service.batching.batcher import Batcher
+from service.encoders.base import AsyncEncoder
+from service.encoders.checkpoint import Checkpoint, load_checkpoint
+from service.errors import ConfigurationError, EoseekError
+from service.ingest.pipeline import IngestPipeline
+from service.metrics import Metrics
+from service.schemas import Problem
+from service.server import OnReady, serve
+from service.settings import EncoderSettings, Settings
+from service.store import open_store
+from service.store.base import Store
+
+_DESCRIPTION = """Dense retrieval with decoder LLMs pooled at their closing [EOS] token.
+
+Errors are RFC 9457 problem documents with a stable `code`. Send `X-Request-Id` to find a request in the log, and
+`X-Request-Timeout` (seconds) to give up earlier than the service would."""
+
+
+def create_app(
+    settings: Settings,
+    *,
+    checkpoint: Checkpoint | None = None,
+    encoder: AsyncEncoder | None = None,
+    store: Store | None = None,
+) -> FastAPI:
+    """The application; its parts start with its lifespan, which raises ConfigurationError when they cannot.
+
+    Args:
+        settings: all of them.
+        checkpoint: instead of loading the one that the settings name.
+        encoder: instead of a worker process; not yet started.
+        store: instead of the one that the settings name; not yet started.
+    """
+    metrics = Metrics(CollectorRegistry())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with _running(settings, metrics, checkpoint=checkpoint, encoder=encoder, store=store) as services:
+            app.state.services = services
+            yield
+            services.is_draining = True
+
+    app = FastAPI(
+        title="EOSeek",
+        version=__version__,
+        description=_DESCRIPTION,
+        license_info={"name": "Apache-2.0"},
+        lifespan=lifespan,
+        redirect_slashes=False,
+        strict_content_type=False,  # bodies.py checks it, and takes a missing one for JSON
+    )
+    app.state.settings = settings
+    for module in (embed, search, collections, openai, health):
+        app.include_router(module.router)
+    # the stream first: it passes on what is not NDJSON
+    app.include_router(documents.stream_router)
+    app.include_router(documents.router)
+    problems.install(app)
+    app.add_middleware(RequestMiddleware, metrics=metrics)
+    _describe_problems(app)
+    return app
+
+
+def run(settings: Settings, *, on_ready: OnReady | None = None) -> int:
+    """Serve until interrupted; returns an exit code and raises no ConfigurationError. Arguments as `server.serve`."""
+    return serve(create_app(settings), settings.api, log_level=settings.log_level, on_ready=on_ready)
+
+
+@asynccontextmanager
+async def _running(
+    settings: Settings,
+    metrics: Metrics,
+    *,
+    checkpoint: Checkpoint | None,
+    encoder: AsyncEncoder | None,
+    store: Store | None,
+) -> AsyncIterator[Services]:
+    """The started parts; stopped in reverse, the batcher first and with time to drain."""
+    async with AsyncExitStack() as stack:
+        try:
+            if checkpoint is None:
+                checkpoint = await asyncio.to_thread(_load, settings.encoder)
+            encoder = encoder or _worker_encoder(settings.encoder, checkpoint)
+            store = store or open_store(settings.store)
+            await _start_both(stack, encoder, store)
+            await store.create_collection(
+                settings.store.collection, fingerprint=checkpoint.fingerprint, dimension=checkpoint.dimension
+            )
+        except EoseekError as error:
+            raise ConfigurationError(error.detail) from error
+        metrics.set_build(version=__version__, model=checkpoint.name, fingerprint=checkpoint.fingerprint)
+        # the longest legal text is a batch of its own
+        max_batch_tokens = max(settings.batching.max_batch_tokens, checkpoint.max_length)
+        batching = settings.batching.model_copy(update={"max_batch_tokens": max_batch_tokens})
+        batcher = Batcher(encoder, batching, metrics=metrics)
+        await batcher.start()
+        stack.push_async_callback(batcher.stop, settings.api.drain_seconds)
+        pipeline = IngestPipeline(
+            checkpoint,
+            batcher,
+            store,
+            metrics,
+            batching,
+            timeout_seconds=settings.api.request_timeout_seconds,
+        )
+        yield Services(
+            settings=settings,
+            checkpoint=checkpoint,
+            encoder=encoder,
+            batcher=batcher,
+            store=store,
+            pipeline=pipeline,
+            metrics=metrics,
+            collections=CollectionGate(store, checkpoint.fingerprint),
+        )
+
+
+async def _start_both(stack: AsyncExitStack, encoder: AsyncEncoder, store: Store) -> None:
+    async def start(begin: Callable[[], Awaitable[None]], end: Callable[[], Awaitable[None]]) -> None:
+        stack.push_async_callback(end)
+        await begin()
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(start(encoder.start, encoder.stop))
+            tasks.create_task(start(store.start, store.stop))
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from group
+
+
+def _load(settings: EncoderSettings) -> Checkpoint:
+    return load_checkpoint(
+        settings.checkpoint, max_length=settings.max_length, trust_remote_code=settings.trust_remote_code
+    )
+
+
+def _worker_encoder(settings: EncoderSettings, checkpoint: Checkpoint) -> AsyncEncoder:
+    from service.encoders.worker import WorkerEncoder
+
+    return WorkerEncoder(settings, checkpoint)
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Put the problem document's schema, to which the routes' responses refer, into the OpenAPI document."""
+    document = app.openapi
+
+    def with_problems() -> dict[str, Any]:
+        found = document()
+        _, schemas = models_json_schema([(Problem, "serialization")], ref_template="#/components/schemas/{model}")
+        found["components"]["schemas"] |= schemas["$defs"]
+        return found
+
+    app.openapi = with_problems  # type: ignore[method-assign]

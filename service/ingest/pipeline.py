@@ -1,0 +1,276 @@
+"""The way of a document: skip if unchanged, tokenize, encode in the document lane, write durably, count.
+
+Reading goes on while a few batches are encoded and written; when those are full it stops, and with it the client's
+sending. A request given as a list is checked whole before its first write.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from service.batching.batcher import Batcher
+from service.encoders.base import Embeddings
+from service.encoders.checkpoint import Checkpoint
+from service.errors import EoseekError, InvalidInputError, OverloadedError, TextTooLongError
+from service.metrics import Metrics
+from service.settings import BatchingSettings
+from service.store.base import Document, Point, Store
+
+_CHUNK_DOCUMENTS = 256
+_CHUNK_CHARS = 2**20
+# two at the encoder (one running, one prefetched), one being written, one spare
+_BATCHES_IN_FLIGHT = 4
+_MAX_FAILURES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class IncomingDocument:
+    """A document and the line it came from, counted from 1; None outside a stream of lines."""
+
+    document: Document
+    line: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A document that was not indexed, and why."""
+
+    id: str | None
+    line: int | None
+    code: str
+    detail: str
+
+
+@dataclass(kw_only=True)
+class IngestReport:
+    """What became of each document: indexed + unchanged + failed is what came in. `truncated` holds ids."""
+
+    indexed: int = 0
+    unchanged: int = 0
+    failed: list[Failure] = field(default_factory=list)
+    truncated: list[str] = field(default_factory=list)
+
+    def fail(self, failure: Failure) -> None:
+        """Note a failure; ends the request when there are too many to keep in memory."""
+        self.failed.append(failure)
+        if len(self.failed) > _MAX_FAILURES:
+            first = self.failed[0]
+            raise InvalidInputError(
+                f"More than {_MAX_FAILURES:,} documents failed; reading stopped at line {failure.line}. "
+                f"The first, line {first.line}: {first.detail}. Correct them and send all again: unchanged ones are free."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batch:
+    """Documents with their token ids, few enough for one forward."""
+
+    documents: Sequence[Document]
+    token_ids: Sequence[Sequence[int]]
+
+
+class IngestPipeline:
+    """Indexes documents into collections of one store with one checkpoint."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        batcher: Batcher,
+        store: Store,
+        metrics: Metrics,
+        settings: BatchingSettings,
+        *,
+        timeout_seconds: float,
+    ) -> None:
+        """Take the parts over.
+
+        Args:
+            checkpoint: whose token contract applies.
+            batcher: encodes.
+            store: keeps the vectors.
+            metrics: counts documents.
+            settings: bounds of a batch.
+            timeout_seconds: longest wait for one batch of a stream, overload included.
+        """
+        self._checkpoint = checkpoint
+        self._batcher = batcher
+        self._store = store
+        self._metrics = metrics
+        self._settings = settings
+        self._timeout_seconds = timeout_seconds
+
+    async def ingest(
+        self,
+        collection: str,
+        documents: Sequence[IncomingDocument] | AsyncIterator[IncomingDocument | Failure],
+        *,
+        truncate: bool = False,
+        deadline: float | None = None,
+    ) -> IngestReport:
+        """Index documents; when this returns, those counted as indexed are durable and visible.
+
+        Args:
+            collection: an existing collection of this checkpoint.
+            documents: a list, checked whole before the first write; or a stream, where one that is refused fails alone
+                and overload is waited out. No id twice.
+            truncate: cut what is over the model's length; the report names it.
+            deadline: on `time.monotonic`, for a list.
+        Raises:
+            TextTooLongError: in a list, without `truncate`.
+            OverloadedError: for a list, or when a stream waited `timeout_seconds` for a place in the queue.
+            EoseekError: of encoder or store; `extra` counts what was done before.
+        """
+        report = IngestReport()
+        if isinstance(documents, Sequence):
+            batches = self._prepare_list(collection, documents, report, truncate=truncate)
+        else:
+            batches = self._prepare_stream(collection, documents, report, truncate=truncate)
+            deadline = None
+        try:
+            await self._write_all(collection, batches, report, deadline)
+        except EoseekError as error:
+            error.extra.update(indexed=report.indexed, unchanged=report.unchanged)
+            raise
+        finally:
+            self._metrics.count_documents(indexed=report.indexed, unchanged=report.unchanged, failed=len(report.failed))
+        return report
+
+    async def _prepare_list(
+        self, collection: str, documents: Sequence[IncomingDocument], report: IngestReport, *, truncate: bool
+    ) -> AsyncIterator[_Batch]:
+        batches = await self._prepare(collection, documents, report, truncate=truncate)
+        if report.failed:
+            index_of = {each.document.id: index for index, each in enumerate(documents)}
+            failure = report.failed[0]
+            raise TextTooLongError(
+                f"documents[{index_of[failure.id or '']}] (id {(failure.id or '')[:80]!r}) {failure.detail}; "
+                f"nothing was written ({len(report.failed)} too long)"
+            )
+        for batch in batches:
+            yield batch
+
+    async def _prepare_stream(
+        self,
+        collection: str,
+        documents: AsyncIterator[IncomingDocument | Failure],
+        report: IngestReport,
+        *,
+        truncate: bool,
+    ) -> AsyncIterator[_Batch]:
+        async for chunk in _chunks(documents, report):
+            for batch in await self._prepare(collection, chunk, report, truncate=truncate):
+                yield batch
+
+    async def _prepare(
+        self, collection: str, documents: Sequence[IncomingDocument], report: IngestReport, *, truncate: bool
+    ) -> list[_Batch]:
+        """Leave out what is unchanged or too long, and cut the rest into batches."""
+        ids = [each.document.id for each in documents]
+        hashes = await asyncio.to_thread(lambda: [each.document.content_hash() for each in documents])
+        stored = await self._store.content_hashes(collection, ids)
+        changed = [each for each, found in zip(documents, hashes, strict=True) if stored.get(each.document.id) != found]
+        report.unchanged += len(documents) - len(changed)
+        return await asyncio.to_thread(self._tokenize, changed, report, truncate)
+
+    def _tokenize(self, documents: Sequence[IncomingDocument], report: IngestReport, truncate: bool) -> list[_Batch]:
+        contract = self._checkpoint.contract
+        tokenized = contract.documents([(each.document.title, each.document.text) for each in documents], truncate=True)
+        kept = dict(enumerate(documents))
+        self._metrics.count_truncated(len(tokenized.truncated) if truncate else 0)
+        for index in tokenized.truncated:
+            if truncate:
+                report.truncated.append(documents[index].document.id)
+            else:
+                report.fail(self._too_long(kept.pop(index)))
+        return list(
+            self._batches([each.document for each in kept.values()], [tokenized.token_ids[index] for index in kept])
+        )
+
+    def _too_long(self, incoming: IncomingDocument) -> Failure:
+        document = incoming.document
+        try:
+            self._checkpoint.contract.documents([(document.title, document.text)], truncate=False)
+        except TextTooLongError as error:
+            detail = (
+                f"has {error.extra['num_tokens']:,} tokens, the limit is {error.extra['max_tokens']:,}; "
+                "split it or set truncate: true"
+            )
+            return Failure(id=document.id, line=incoming.line, code=error.code, detail=detail)
+        raise AssertionError("a text that was cut is not too long")
+
+    def _batches(self, documents: Sequence[Document], token_ids: Sequence[Sequence[int]]) -> Iterator[_Batch]:
+        """Runs of documents within the bounds of a batch; a longer text goes alone."""
+        start = num_tokens = 0
+        for index, ids in enumerate(token_ids):
+            is_full = index - start >= self._settings.max_batch_texts
+            if index > start and (is_full or num_tokens + len(ids) > self._settings.max_batch_tokens):
+                yield _Batch(documents=documents[start:index], token_ids=token_ids[start:index])
+                start, num_tokens = index, 0
+            num_tokens += len(ids)
+        if documents:
+            yield _Batch(documents=documents[start:], token_ids=token_ids[start:])
+
+    async def _write_all(
+        self, collection: str, batches: AsyncIterator[_Batch], report: IngestReport, deadline: float | None
+    ) -> None:
+        slots = asyncio.Semaphore(_BATCHES_IN_FLIGHT)
+
+        async def write(batch: _Batch) -> None:
+            try:
+                await self._write(collection, batch, report, deadline)
+            finally:
+                slots.release()
+
+        try:
+            async with aclosing(batches) as reading, asyncio.TaskGroup() as tasks:  # type: ignore[type-var]
+                async for batch in reading:
+                    await slots.acquire()
+                    tasks.create_task(write(batch))
+        except ExceptionGroup as group:
+            # the first is the cause, the others are its company
+            raise group.exceptions[0] from group
+
+    async def _write(self, collection: str, batch: _Batch, report: IngestReport, deadline: float | None) -> None:
+        embeddings = await self._encode(batch, deadline)
+        points = [
+            Point(document=document, embedding=embedding)
+            for document, embedding in zip(batch.documents, embeddings, strict=True)
+        ]
+        started = time.monotonic()
+        await self._store.upsert(collection, points)
+        seconds = time.monotonic() - started
+        self._metrics.observe_stage("upsert", seconds)
+        self._metrics.observe_store_call("upsert", seconds)
+        report.indexed += len(points)
+
+    async def _encode(self, batch: _Batch, deadline: float | None) -> Embeddings:
+        until = deadline or time.monotonic() + self._timeout_seconds
+        while True:
+            try:
+                return (await self._batcher.submit(batch.token_ids, lane="document", deadline=until)).embeddings
+            except OverloadedError as error:
+                pause = error.retry_after_seconds or 1.0
+                if deadline or time.monotonic() + pause > until:
+                    raise
+                await asyncio.sleep(pause)
+
+
+async def _chunks(
+    documents: AsyncIterator[IncomingDocument | Failure], report: IngestReport
+) -> AsyncIterator[list[IncomingDocument]]:
+    """Documents in chunks of bounded number and size; failures go to the report."""
+    chunk: list[IncomingDocument] = []
+    num_chars = 0
+    async for each in documents:
+        if isinstance(each, Failure):
+            report.fail(each)
+            continue
+        chunk.append(each)
+        num_chars += len(each.document.text)
+        if len(chunk) >= _CHUNK_DOCUMENTS or num_chars >= _CHUNK_CHARS:
+            yield chunk
+            chunk, num_chars = [], 0
+    if chunk:
+        yield chunk

@@ -1,0 +1,356 @@
+"""The wire format: what requests may hold and what answers look like.
+
+Types are strict (no `"3"` for 3) and unknown fields are refused, so that a typing error is seen rather than ignored.
+Limits that depend on settings (`max_inputs`, `max_top_k`, ...) are checked by `service.api.limits`.
+"""
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from service.store.base import Document
+
+MAX_ID_BYTES = 512
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+
+
+def _not_blank(text: str) -> str:
+    if not text or text.isspace():
+        raise ValueError("is empty; send at least one character that is not white space")
+    return text
+
+
+def _document_id(document_id: str) -> str:
+    if not document_id:
+        raise ValueError("is empty; an id has 1 to 512 bytes")
+    size = len(document_id.encode("utf-8"))
+    if size > MAX_ID_BYTES:
+        raise ValueError(f"{document_id[:40]!r}... has {size} bytes; the limit is {MAX_ID_BYTES} (UTF-8)")
+    if any(character < " " or character == "\x7f" for character in document_id):
+        raise ValueError(f"{document_id[:80]!r} has a control character; ids stand in URLs and logs, so leave them out")
+    return document_id
+
+
+def _storable(value: Any, place: str = "") -> Any:
+    """`value` if stores can keep it: integers within 64 bits, finite numbers."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _storable(item, f"{place}.{key}" if place else key)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _storable(item, f"{place}[{index}]")
+    elif isinstance(value, int) and not _INT64_MIN <= value <= _INT64_MAX:
+        raise ValueError(f"{place}: {str(value)[:40]} does not fit in 64 bits; send it as a string")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{place}: not a finite number; leave it out or send it as a string")
+    return value
+
+
+def _is_list(value: Any) -> str:
+    return "list" if isinstance(value, list) else "one"
+
+
+def _openai_input(value: Any) -> str:
+    if not isinstance(value, list):
+        return "one"
+    first = value[0] if value else None
+    if isinstance(first, list):
+        return "token_lists"
+    return "tokens" if isinstance(first, int) and not isinstance(first, bool) else "list"
+
+
+# tags of the unions below; error locations leave them out
+UNION_TAGS = frozenset({"one", "list", "tokens", "token_lists"})
+
+Text = Annotated[str, AfterValidator(_not_blank), Field(json_schema_extra={"minLength": 1, "pattern": r"\S"})]
+DocumentId = Annotated[
+    str, AfterValidator(_document_id), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID_BYTES})
+]
+Texts = Annotated[
+    Annotated[Text, Tag("one")] | Annotated[list[Text], Field(min_length=1), Tag("list")], Discriminator(_is_list)
+]
+Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+OpenAIInput = Annotated[
+    Annotated[Text, Tag("one")]
+    | Annotated[list[Text], Field(min_length=1), Tag("list")]
+    | Annotated[Tokens, Tag("tokens")]
+    | Annotated[list[Tokens], Field(min_length=1), Tag("token_lists")],
+    Discriminator(_openai_input),
+]
+StorableObject = Annotated[dict[str, Any], AfterValidator(_storable)]
+CollectionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+Kind = Literal["query", "document"]
+EncodingFormat = Literal["float", "base64"]
+
+_INSTRUCTION = (
+    'Task sentence put before a query, or a name of one from `/info`; absent: the checkpoint\'s default, `""`: none.'
+)
+_TRUNCATE = "Cut texts over the model's length instead of refusing them; the answer says which."
+_COLLECTION = "Absent: the service's default collection."
+_DIMENSIONS = "Matryoshka: keep this many leading dimensions, then normalise again."
+
+
+class Body(BaseModel):
+    """A request body: strict types, unknown fields refused, finite numbers."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class EmbedRequest(Body):
+    """Texts to embed, all of one kind."""
+
+    inputs: Texts = Field(description="A text or a list of texts.")
+    kind: Kind = Field(description="Queries get the instruction, documents stay as they are.")
+    instruction: str | None = Field(None, description=_INSTRUCTION)
+    dimensions: int | None = Field(None, ge=1, description=_DIMENSIONS)
+    truncate: bool = Field(False, description=_TRUNCATE)
+    encoding_format: EncodingFormat = Field("float", description="`base64`: little-endian float32 bytes.")
+
+
+class TokenUsage(BaseModel):
+    """What was encoded."""
+
+    tokens: int
+
+
+class EmbedResponse(BaseModel):
+    """Embeddings in input order."""
+
+    embeddings: list[list[float] | str]
+    model: str
+    dimensions: int
+    usage: TokenUsage
+    truncated: list[int] = Field(description="Indices of the inputs that were cut.")
+
+
+class SearchRequest(Body):
+    """One query or several, and what to return for each."""
+
+    query: Texts = Field(description="A query, or a list of queries that gives a list of result lists.")
+    instruction: str | None = Field(None, description=_INSTRUCTION)
+    top_k: int = Field(10, ge=1, description="Most results for a query.")
+    collection: CollectionName | None = Field(None, description=_COLLECTION)
+    filter: StorableObject | None = Field(None, description="Qdrant's filter JSON over `metadata`, `title` and `id`.")
+    score_threshold: float | None = Field(None, description="Leave out results with a lower cosine.")
+    offset: int = Field(0, ge=0, description="Results to skip.")
+    with_text: bool = Field(True, description="Return titles and texts, not ids, scores and metadata only.")
+    exact: bool = Field(False, description="Scan everything instead of using an index.")
+    truncate: bool = Field(False, description=_TRUNCATE)
+
+
+class SearchResult(BaseModel):
+    """A found document; the score is the cosine."""
+
+    id: str
+    score: float
+    title: str
+    text: str
+    metadata: dict[str, Any]
+
+
+class StageTimes(BaseModel):
+    """Milliseconds by stage; `search` is the store's."""
+
+    tokenize: float
+    queue: float
+    encode: float
+    search: float
+    total: float
+
+
+class SearchResponse(BaseModel):
+    """Results by descending score; one list for each query where a list was sent."""
+
+    results: list[SearchResult] | list[list[SearchResult]]
+    model: str
+    took_ms: StageTimes
+    truncated: list[int] = Field(description="Indices of the queries that were cut.")
+
+
+class DocumentIn(Body):
+    """A document to index."""
+
+    id: DocumentId = Field(description="Yours, 1 to 512 bytes; an existing document with this id is replaced.")
+    text: str = Field(description="May be empty where there is a title.")
+    title: str = ""
+    metadata: StorableObject = Field(default_factory=dict, description="Anything that filters should see.")
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Self:
+        if not self.text.strip() and not self.title.strip():
+            raise ValueError(f"text of {self.id[:80]!r} is empty; send at least one character that is not white space")
+        return self
+
+    def to_document(self) -> Document:
+        """What stores and pipelines take."""
+        return Document(id=self.id, text=self.text, title=self.title, metadata=self.metadata)
+
+
+class DocumentsRequest(Body):
+    """Documents to index."""
+
+    documents: list[DocumentIn] = Field(min_length=1)
+    collection: CollectionName | None = Field(None, description=_COLLECTION)
+    truncate: bool = Field(False, description=_TRUNCATE)
+
+
+class FailedDocument(BaseModel):
+    """A document that was not indexed, and why."""
+
+    id: str | None
+    line: int | None = Field(description="Its line, from 1; null in the JSON form.")
+    code: str
+    detail: str
+
+
+class DocumentsResponse(BaseModel):
+    """Durable when answered; indexed + unchanged + failed is what was sent."""
+
+    indexed: int
+    unchanged: int
+    failed: list[FailedDocument]
+    truncated: list[str] = Field(description="Ids of the documents that were cut.")
+
+
+class DocumentOut(BaseModel):
+    """A stored document."""
+
+    id: str
+    title: str
+    text: str
+    metadata: dict[str, Any]
+
+
+class DeleteRequest(Body):
+    """What to delete: either `ids` or `filter`."""
+
+    ids: list[DocumentId] | None = Field(None, min_length=1)
+    filter: StorableObject | None = Field(None, description="Qdrant's filter JSON.")
+    collection: CollectionName | None = Field(None, description=_COLLECTION)
+
+
+class DeleteResponse(BaseModel):
+    """How many documents there were."""
+
+    deleted: int
+
+
+class CollectionOut(BaseModel):
+    """A collection and what it holds."""
+
+    name: str
+    documents: int
+    dimension: int
+    fingerprint: str
+    bytes: int | None
+
+
+class CollectionsResponse(BaseModel):
+    """All collections by name."""
+
+    collections: list[CollectionOut]
+
+
+class OpenAIRequest(Body):
+    """OpenAI's embeddings request; `kind` and `instruction` are ours."""
+
+    input: OpenAIInput = Field(description="A text, texts, token ids, or lists of token ids.")
+    model: str = Field(min_length=1, description="Any name; the answer names the checkpoint that did the work.")
+    encoding_format: EncodingFormat = "float"
+    dimensions: int | None = Field(None, ge=1, description=_DIMENSIONS)
+    user: str | None = Field(None, description="Accepted and ignored.")
+    kind: Kind = Field("document", description="Our extension: `query` puts the instruction before each text.")
+    instruction: str | None = Field(None, description=_INSTRUCTION)
+
+
+class OpenAIEmbedding(BaseModel):
+    """One embedding of OpenAI's answer."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class OpenAIUsage(BaseModel):
+    """Tokens as OpenAI counts them."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class OpenAIResponse(BaseModel):
+    """OpenAI's embeddings answer."""
+
+    object: Literal["list"] = "list"
+    data: list[OpenAIEmbedding]
+    model: str
+    usage: OpenAIUsage
+
+
+class Live(BaseModel):
+    """The event loop runs."""
+
+    status: Literal["live"]
+
+
+class Ready(BaseModel):
+    """All parts would work on a request now."""
+
+    status: Literal["ready"]
+    encoder: bool
+    store: bool
+    accepting: bool
+
+
+class Limits(BaseModel):
+    """What a request may hold."""
+
+    max_body_bytes: int
+    max_inputs: int
+    max_documents: int
+    max_text_chars: int
+    max_top_k: int
+    request_timeout_seconds: float
+
+
+class Info(BaseModel):
+    """What is running."""
+
+    version: str
+    model: str
+    checkpoint: str = Field(description="The last part of its path.")
+    fingerprint: str
+    is_tuned: bool | None = Field(description="False: the bare language model; null: the checkpoint does not say.")
+    dimension: int
+    max_length: int = Field(description="Tokens of a text at most, [EOS] included.")
+    pooling: str
+    default_instruction: str
+    instructions: dict[str, str] = Field(description="Names that `instruction` may hold instead of a sentence.")
+    backend: str
+    dtype: str
+    store: str
+    default_collection: str
+    limits: Limits
+
+
+class FieldError(BaseModel):
+    """One field that was refused."""
+
+    location: str
+    message: str
+    code: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem document, `application/problem+json`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str = Field(description="Stable; programs decide by it.")
+    instance: str = Field(description="The request's id, `X-Request-Id`.")
+    errors: list[FieldError] | None = None

@@ -1,0 +1,157 @@
+"""One application on one socket: from an address to an exit code.
+
+The lifespan runs outside uvicorn, so that a configuration error ends in one line instead of a traceback. Signals are
+ours too: uvicorn would raise them again before the parts are stopped.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.errors import ConfigurationError
+from service.settings import ApiSettings
+
+_INTERRUPTED = 130
+OnReady = Callable[[str], None]
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that leaves signals alone and says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing to capture: `_Running` has them."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, then tell."""
+        await super().startup(sockets)
+        self._on_started()
+
+
+def serve(app: FastAPI, settings: ApiSettings, *, log_level: str, on_ready: OnReady | None = None) -> int:
+    """Run `app` until SIGINT or SIGTERM, drain, stop.
+
+    Args:
+        app: its lifespan may raise ConfigurationError.
+        settings: address and drain time.
+        log_level: least severe line that is written to stderr.
+        on_ready: called once with the service's URL, on the event loop when it listens; must return at once.
+    Returns:
+        Exit code: 0 after an orderly end, 2 with one line on stderr if it could not start, 130 if interrupted at start.
+    """
+    logging.basicConfig(
+        level=log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        force=True,
+    )
+    # uvicorn's lines about its own start and httpx's about each call say nothing new
+    for name in ("uvicorn.error", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING if log_level != "debug" else logging.DEBUG)
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
+    try:
+        with (
+            _bind(settings.host, settings.port) as listener,
+            asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
+        ):
+            return runner.run(_serve(app, config, listener, on_ready))
+    except ConfigurationError as error:
+        sys.stderr.write(f"eoseek: {error.detail}\n")
+        return 2
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet: clients are refused, not kept waiting, until all parts are ready."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise _unusable(host, port, error) from error
+    try:
+        # a port left behind in TIME_WAIT is free; one that somebody listens on stays refused
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise _unusable(host, port, error) from error
+    return listener
+
+
+def _unusable(host: str, port: int, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"cannot listen on {host}:{port}: {error.strerror or error}; "
+        "stop what uses it, or set EOSEEK_API__HOST and EOSEEK_API__PORT (0 takes a free port)"
+    )
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
+
+
+async def _serve(app: FastAPI, config: uvicorn.Config, listener: socket.socket, on_ready: OnReady | None) -> int:
+    url = _url(listener)
+    server = _Server(config, lambda: on_ready(url) if on_ready else None)
+    starting = asyncio.current_task()
+    is_interrupted = False
+
+    def interrupt() -> None:
+        nonlocal is_interrupted
+        if server.started:
+            server.force_exit = server.should_exit
+            server.should_exit = True
+        elif starting and not is_interrupted:
+            is_interrupted = True
+            starting.cancel()
+
+    with _on_signals(interrupt):
+        try:
+            async with app.router.lifespan_context(app):
+                await _listen(server, listener)
+        except asyncio.CancelledError:
+            if is_interrupted:
+                return _INTERRUPTED
+            raise
+    return 0
+
+
+async def _listen(server: _Server, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    try:
+        await server.serve(sockets=[listener])
+    except OSError as error:
+        # two processes may both bind before the first one listens
+        raise _unusable(host, port, error) from error
+
+
+@contextlib.contextmanager
+def _on_signals(handle: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for each in signals:
+        loop.add_signal_handler(each, handle)
+    try:
+        yield
+    finally:
+        for each in signals:
+            loop.remove_signal_handler(each)
