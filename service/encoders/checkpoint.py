@@ -32,7 +32,8 @@ _POOLING_NAMES: dict[str, Pooling] = {
 _CLS_FAMILIES = frozenset(
     {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet", "electra", "modernbert", "deberta-v2"}
 )
-_MEAN_FAMILIES = frozenset({"t5", "mt5", "umt5"})
+T5_FAMILIES = frozenset({"t5", "mt5", "umt5"})
+"""Families of which only the encoder is loaded."""
 POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 """Families that count positions from the padding index on, so that many positions are lost."""
 # what a transformers version or a user's taste writes and no vector depends on
@@ -205,7 +206,7 @@ def family_pooling(model_type: str) -> Pooling:
     """Pooling of a plain transformers directory: `cls` for BERT-like, `mean` for T5, else `last_token`."""
     if model_type in _CLS_FAMILIES:
         return "cls"
-    return "mean" if model_type in _MEAN_FAMILIES else "last_token"
+    return "mean" if model_type in T5_FAMILIES else "last_token"
 
 
 def _frame(path: Path, own: dict[str, Any]) -> Frame:
@@ -250,7 +251,7 @@ def _max_length(path: Path, config: dict[str, Any], asked: int | None) -> int:
         raise ConfigurationError(f"max_length {asked} is over the {positions} positions of this model")
     limits = [limit for limit in (asked or own, positions) if limit is not None]
     if not limits:
-        return 512 if config.get("model_type") in _MEAN_FAMILIES else 8192
+        return 512 if config.get("model_type") in T5_FAMILIES else 8192
     return min(limits)
 
 
@@ -296,7 +297,8 @@ def weight_files(path: Path) -> list[Path]:
 def _fingerprint(path: Path, config: dict[str, Any], settings: list[Any]) -> str:
     """sha256 over all that a stored vector depends on, and nothing that it does not."""
     digest = hashlib.sha256()
-    stable = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
+    # a key set to null says what an absent one says
+    stable = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG and value is not None}
     digest.update(json.dumps([settings, stable], sort_keys=True).encode())
     tokenizer_files = [path / "tokenizer.json"] if (path / "tokenizer.json").exists() else sorted(path.glob("*.txt"))
     for file in [*tokenizer_files, *weight_files(path)]:

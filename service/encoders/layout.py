@@ -17,7 +17,6 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
-from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from service.encoders.base import Pooling
@@ -82,11 +81,11 @@ def write_checkpoint(
         max_length: tokens of a text at most.
         card: what `eoseek.json` says.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save_model
 
     with replaced_directory(path) as new:
-        weights: dict[str, Tensor] = {key: value.contiguous() for key, value in model.state_dict().items()}
-        save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
+        # save_model rather than save_file: it writes tied weights once
+        save_model(model, str(new / "model.safetensors"), metadata={"format": "pt"}, force_contiguous=True)
         (new / "model.safetensors").chmod(
             0o644
         )  # safetensors writes 0600, which a service under another user cannot read

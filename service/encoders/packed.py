@@ -19,8 +19,6 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from service.encoders.checkpoint import POSITIONS_AFTER_PADDING
 
 ATTENTION = "eoseek_packed"
-# T5 encoders add a bias by distance and take neither position ids nor a cache
-_RELATIVE_POSITIONS = frozenset({"t5", "mt5", "umt5"})
 # a padded slot costs attention only, a further call costs about what 16 padded slots cost in every sequence
 _PADDING_SHARE = 0.8
 _PADDING_SLOTS = 16
@@ -139,7 +137,6 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    position_bias: Tensor | None = None,
     is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -156,7 +153,6 @@ def packed_attention(
         dropout: probability while training.
         sliding_window: tokens that a token sees, itself included (Mistral, Gemma 3).
         softcap: scores become softcap * tanh(score / softcap) (Gemma 2).
-        position_bias: (1, H, T, T) added to the scores (T5); relative, so a corner serves each sequence.
         is_causal: whether a token sees only what comes before it.
     Returns:
         (1, T, H, D), and None for the attention weights.
@@ -169,8 +165,6 @@ def packed_attention(
         if softcap is not None:
             attended = _softcapped(q, k, v, mask=mask, causal=causal, scaling=scaling, softcap=softcap)
         else:
-            if position_bias is not None:
-                mask = _biased(position_bias[..., : group.longest, : group.longest], mask, causal).to(q.dtype)
             attended = nn.functional.scaled_dot_product_attention(
                 q,
                 k,
@@ -183,12 +177,6 @@ def packed_attention(
             )
         outputs.append(group.pack(attended))
     return torch.cat(outputs).unsqueeze(0), None
-
-
-def _biased(bias_1HLL: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    if mask is None and causal:
-        mask = torch.ones(bias_1HLL.shape[-2:], dtype=torch.bool, device=bias_1HLL.device).tril()
-    return bias_1HLL if mask is None else bias_1HLL.masked_fill(~mask, float("-inf"))
 
 
 def _softcapped(
@@ -226,19 +214,29 @@ def packed_forward(model: PreTrainedModel, token_ids: Sequence[Sequence[int]]) -
         model: a model for which `enable_packing` returned True.
         token_ids: non-empty sequences; sorted by length they cost least.
     Returns:
-        (T, hidden size) in the model's dtype; sequences one after the other, in order.
+        (T, hidden size); sequences one after the other, in order.
     """
     config, device = model.config, model.device
     after_padding = config.model_type in POSITIONS_AFTER_PADDING
     packing = Packing.of(
         [len(ids) for ids in token_ids], device=device, position_offset=config.pad_token_id + 1 if after_padding else 0
     )
-    row = torch.tensor([i for ids in token_ids for i in ids], device=device).unsqueeze(0)
-    inputs: dict[str, Any] = {"input_ids": row, "packing": packing}
-    if config.model_type not in _RELATIVE_POSITIONS:
-        inputs |= {"position_ids": packing.position_ids_1T, "use_cache": False}
-    hidden: Tensor = model(**inputs).last_hidden_state
-    return hidden[0]
+    row_1T = torch.tensor([i for ids in token_ids for i in ids], device=device).unsqueeze(0)
+    return _last_hidden(model, row_1T, packing=packing, position_ids=packing.position_ids_1T, use_cache=False)[0]
+
+
+def _last_hidden(model: PreTrainedModel, ids: Tensor, **inputs: Any) -> Tensor:
+    """Hidden states; a bfloat16 model multiplies in bfloat16 and keeps its residual stream in float32.
+
+    Rounding the stream after every layer costs accuracy, worst for short texts: on SmolLM2-135M the lowest cosine to
+    float32 among 64 queries was 0.967 with a bfloat16 stream and 0.997 with this one.
+    """
+    if model.dtype != torch.bfloat16:
+        hidden: Tensor = model(input_ids=ids, **inputs).last_hidden_state
+        return hidden
+    with torch.autocast(model.device.type, dtype=torch.bfloat16):
+        hidden = model(inputs_embeds=model.get_input_embeddings()(ids).float(), **inputs).last_hidden_state
+    return hidden
 
 
 def padded_forward(model: PreTrainedModel, token_ids: Sequence[Sequence[int]]) -> Tensor:
@@ -247,5 +245,4 @@ def padded_forward(model: PreTrainedModel, token_ids: Sequence[Sequence[int]]) -
     valid_NL = torch.arange(int(lengths_N.max()), device=model.device) < lengths_N[:, None]
     ids_NL = torch.full(valid_NL.shape, model.config.pad_token_id or 0, device=model.device)
     ids_NL[valid_NL] = torch.tensor([i for ids in token_ids for i in ids], device=model.device)
-    hidden: Tensor = model(input_ids=ids_NL, attention_mask=valid_NL.long()).last_hidden_state
-    return hidden[valid_NL]
+    return _last_hidden(model, ids_NL, attention_mask=valid_NL.long())[valid_NL]

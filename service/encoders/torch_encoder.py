@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
 
 from service.encoders.base import Embeddings, Pooling, TokenIds
-from service.encoders.checkpoint import Checkpoint, load_checkpoint, weight_files
+from service.encoders.checkpoint import T5_FAMILIES, Checkpoint, load_checkpoint, weight_files
 from service.encoders.packed import enable_packing, packed_forward, padded_forward
 from service.encoders.pooling import pool
 from service.errors import ConfigurationError, EncoderError
@@ -143,7 +143,7 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, trust
     weight_files(checkpoint.path)
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
-        loader = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+        loader = AutoModelForTextEncoding if config.model_type in T5_FAMILIES else AutoModel
         model, report = loader.from_pretrained(
             checkpoint.path,
             dtype=dtype,

