@@ -1,6 +1,6 @@
 """All metric names of the service, in one place: dashboards and alerts use these and no others.
 
-Base units, `eoseek_` prefix; no ids and no text in labels. The registry is passed in, so that two apps live in one test.
+Base units, `eoseek_` prefix, no ids and no text in labels. The registry is passed in: two apps live in one test.
 """
 
 from typing import Literal, get_args
@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 Kind = Literal["query", "document"]
 Stage = Literal["tokenize", "queue", "encode", "search", "upsert", "flush"]
-RejectionReason = Literal["queue_full", "too_long", "deadline", "stopping"]
-EncodeFailure = Literal["error", "not_finite", "shape"]
+RejectionReason = Literal["queue_full", "deadline", "stopping"]
+EncodeFailure = Literal["error", "not_finite"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _TOKENS = tuple(float(2**power) for power in range(4, 18))  # one short query to 131,072

@@ -126,6 +126,11 @@ class Supervised:
         code, detail = answer
         raise self._failure(f"{self._name}: {detail}") if code is None else error_from_code(code, detail)
 
+    def kill(self) -> None:
+        """End a child that hangs; it is started again."""
+        if self._child is not None:
+            self._child.kill()
+
     async def stop(self, drain_seconds: float = 5.0) -> None:
         """Refuse new calls, wait for those under way, then end the child. Repeating it does nothing."""
         self._ready.clear()
@@ -262,7 +267,7 @@ class _Child:
         except Exception:
             log.exception("%s sent what cannot be read; it is ended", self.name)
 
-    async def end(self, *, grace_seconds: float | None = None) -> int | None:
+    async def end(self, *, grace_seconds: float | None = None) -> int:
         """Fail pending calls; end the child by closing its socket, or kill it. Returns the exit code."""
         for future in self.pending.values():
             if not future.done():
@@ -274,11 +279,14 @@ class _Child:
         except TimeoutError:
             log.debug("%s did not end by itself", self.name)
         finally:
-            if self.process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    self.process.kill()
-                await self.process.wait()
-        return self.process.returncode
+            self.kill()
+            exit_code = await self.process.wait()
+        return exit_code
+
+    def kill(self) -> None:
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
 
     async def _receive(self) -> list[Any]:
         (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))

@@ -1,11 +1,100 @@
-"""Stand-ins that fit on a screen: handlers for child processes."""
+"""Stand-ins that fit on a screen: encoders without a model, handlers for child processes."""
 
+import asyncio
 import ctypes
+import hashlib
 import os
 import threading
+from collections.abc import Sequence
 from typing import Any
 
-from service.errors import ConfigurationError, NotFoundError
+import numpy as np
+
+from service.encoders.base import Embeddings, TokenIds
+from service.errors import ConfigurationError, EncoderError, NotFoundError
+
+# a text that starts with one of these ids makes `FakeEncoder` misbehave
+RAISE_ID, CRASH_ID, NAN_ID, DIE_ID, DIE_ONCE_ID, HANG_ID = range(1_000_001, 1_000_007)
+
+
+def fake_embedding(token_ids: TokenIds, dimension: int = 8) -> Embeddings:
+    """A unit vector that depends on every token id and on nothing else. Shape (dimension,)."""
+    digest = hashlib.shake_256(np.asarray(token_ids, dtype="<i8").tobytes()).digest(2 * dimension)
+    values = np.frombuffer(digest, dtype="<i2").astype(np.float32) + np.float32(0.5)  # never all zero
+    return values / np.linalg.norm(values)
+
+
+class FakeEncoder:
+    """An `Encoder` whose embeddings are hashes of the token ids; records its batches."""
+
+    def __init__(self, dimension: int = 8, die_once_path: str = "") -> None:
+        """`die_once_path`: DIE_ONCE_ID kills the process unless this file is there, and creates it."""
+        self.dimension = dimension
+        self.batches: list[list[list[int]]] = []
+        self._die_once_path = die_once_path
+
+    def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
+        self.batches.append([list(ids) for ids in token_ids])
+        embeddings = [self._encode_one(ids) for ids in token_ids]
+        return np.array(embeddings, dtype=np.float32).reshape(len(token_ids), self.dimension)
+
+    def _encode_one(self, ids: TokenIds) -> Embeddings:
+        if ids[0] == RAISE_ID:
+            raise EncoderError("asked to fail")
+        if ids[0] == CRASH_ID:
+            raise RuntimeError("asked to crash")
+        if ids[0] == NAN_ID:
+            return np.full(self.dimension, np.nan, dtype=np.float32)
+        if ids[0] == HANG_ID:
+            threading.Event().wait()
+        if ids[0] == DIE_ID or (ids[0] == DIE_ONCE_ID and not os.path.exists(self._die_once_path)):
+            if self._die_once_path:
+                open(self._die_once_path, "w").close()
+            os._exit(9)
+        return fake_embedding(ids, self.dimension)
+
+
+def build_fake_encoder(dimension: int = 8, die_once_path: str = "", refuse: str = "", **unused: Any) -> FakeEncoder:
+    """The factory for worker configs: `{"factory": "tests.fakes:build_fake_encoder"}`; `refuse` is why it fails."""
+    if refuse:
+        raise ConfigurationError(refuse)
+    return FakeEncoder(dimension, die_once_path)
+
+
+class GatedBatch:
+    """One call that waits in a `GatedEncoder` until the test ends it."""
+
+    def __init__(self, token_ids: Sequence[TokenIds], dimension: int) -> None:
+        self.token_ids = [list(ids) for ids in token_ids]
+        self.answer: asyncio.Future[Embeddings] = asyncio.get_running_loop().create_future()
+        self._dimension = dimension
+
+    def release(self, embeddings: Embeddings | None = None) -> None:
+        if embeddings is None:
+            embeddings = FakeEncoder(self._dimension).encode(self.token_ids)
+        self.answer.set_result(embeddings)
+
+    def fail(self, error: Exception) -> None:
+        self.answer.set_exception(error)
+
+
+class GatedEncoder:
+    """An `AsyncEncoder` that answers a batch when the test says so."""
+
+    is_ready = True
+
+    def __init__(self, dimension: int = 8) -> None:
+        self.dimension = dimension
+        self.waiting: asyncio.Queue[GatedBatch] = asyncio.Queue()
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
+        batch = GatedBatch(token_ids, self.dimension)
+        self.waiting.put_nowait(batch)
+        return await batch.answer
 
 
 class EchoHandler:

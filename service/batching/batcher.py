@@ -1,0 +1,316 @@
+"""The loop around the policy: puts the texts of many requests into few batches and each result where it belongs.
+
+Every request ends exactly once: with its embeddings, a named error, or its caller's cancellation. Whatever ends it also
+takes what still waits of it out of its lane, so that nothing is encoded that nobody waits for.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from service.batching.policy import (
+    Lane,
+    Limits,
+    Plan,
+    Situation,
+    Slice,
+    Speed,
+    is_admitted,
+    plan_batch,
+    retry_after_seconds,
+)
+from service.encoders.base import AsyncEncoder, Embeddings, TokenIds
+from service.errors import (
+    DeadlineExceededError,
+    EncoderError,
+    EoseekError,
+    InvalidInputError,
+    NotReadyError,
+    OverloadedError,
+)
+from service.metrics import Metrics
+from service.settings import BatchingSettings
+
+log = logging.getLogger(__name__)
+
+_MAX_IN_FLIGHT = 2  # one that runs and one ahead, so that the encoder never waits for us
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A request's embeddings, shape (num_texts, dimension), float32, in input order, and where its time went."""
+
+    embeddings: Embeddings
+    queue_seconds: float  # until the encoder took up its first text
+    encode_seconds: float  # from there to its last
+
+
+@dataclass(eq=False, kw_only=True)
+class _Request:
+    """A submitted request; hashed by identity."""
+
+    token_ids: Sequence[TokenIds]
+    lengths: list[int]
+    lane: Lane
+    arrived: float
+    embeddings: Embeddings
+    future: asyncio.Future[Encoded]
+    num_taken: int = 0
+    num_done: int = 0
+    started: float | None = None
+
+    @property
+    def waiting_tokens(self) -> int:
+        return sum(self.lengths[self.num_taken :])
+
+
+@dataclass(kw_only=True)
+class _Lane:
+    """Requests with waiting texts, in order of arrival, and the speed at which the lane is encoded."""
+
+    requests: dict[_Request, None] = field(default_factory=dict)
+    num_tokens: int = 0
+    speed: Speed = field(default_factory=Speed)
+
+    def add(self, request: _Request) -> None:
+        self.requests[request] = None
+        self.num_tokens += request.waiting_tokens
+
+    def take(self, plan: Plan[_Request]) -> None:
+        for each in plan.slices:
+            each.request.num_taken = each.stop
+            if each.stop == len(each.request.lengths):
+                del self.requests[each.request]
+        self.num_tokens -= plan.num_tokens
+
+    def discard(self, request: _Request) -> None:
+        if request in self.requests:
+            del self.requests[request]
+            self.num_tokens -= request.waiting_tokens
+
+
+class Batcher:
+    """Encodes requests of two lanes through one encoder. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        encoder: AsyncEncoder,
+        settings: BatchingSettings,
+        *,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing is accepted before `start`.
+
+        Args:
+            encoder: started and stopped by the caller.
+            settings: `max_batch_tokens` at least the model's length, or texts of that length are refused.
+            metrics: told of queues, batches, stages and rejections.
+            clock: seconds; deadlines are on it.
+        """
+        self._encoder = encoder
+        self._limits = Limits(
+            max_batch_tokens=settings.max_batch_tokens,
+            max_batch_texts=settings.max_batch_texts,
+            max_queue_tokens=settings.max_queue_tokens,
+            batch_target_seconds=settings.batch_target_ms / 1000,
+            document_max_wait_seconds=settings.document_max_wait_ms / 1000,
+        )
+        self._metrics = metrics
+        self._clock = clock
+        self._lanes: dict[Lane, _Lane] = {"query": _Lane(), "document": _Lane()}
+        self._requests: set[_Request] = set()  # admitted and not ended
+        self._in_flight: dict[asyncio.Task[None], Plan[_Request]] = {}
+        self._document_served = float("-inf")
+        self._last_finished = float("-inf")
+        self._is_accepting = False
+        self._is_pump_scheduled = False
+
+    async def start(self) -> None:
+        """Accept requests."""
+        self._is_accepting = True
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Accept no more, wait for what was admitted, then fail the rest with NotReadyError."""
+        self._is_accepting = False
+        if self._requests:
+            await asyncio.wait([request.future for request in self._requests], timeout=drain_seconds)
+        for request in list(self._requests):
+            self._metrics.count_rejection("stopping")
+            self._end(request, NotReadyError("the service is shutting down; send the request again"))
+        tasks = list(self._in_flight)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def submit(self, token_ids: Sequence[TokenIds], *, lane: Lane, deadline: float | None = None) -> Encoded:
+        """Encode the texts of one request. Cancelling it takes its waiting texts out of the queue.
+
+        Args:
+            token_ids: complete token ids, one non-empty sequence per text.
+            lane: "query" goes first; "document" fills what is left.
+            deadline: on the batcher's clock; None waits for ever.
+        Raises:
+            InvalidInputError: an empty text, or one over the batch budget.
+            OverloadedError: the lane is full; carries `retry_after_seconds`.
+            DeadlineExceededError: no result before the deadline.
+            EncoderError: the encoder failed, or gave embeddings that are no numbers.
+            NotReadyError: not started, or shutting down.
+        """
+        if not token_ids:
+            return Encoded(embeddings=self._rows(0), queue_seconds=0.0, encode_seconds=0.0)
+        request = self._admit(token_ids, lane)
+        self._requests.add(request)
+        try:
+            async with asyncio.timeout(None if deadline is None else deadline - self._clock()):
+                encoded = await request.future
+        except TimeoutError:
+            self._metrics.count_rejection("deadline")
+            raise DeadlineExceededError(
+                "the deadline passed before the texts were encoded; allow more time or send fewer"
+            ) from None
+        finally:
+            self._requests.discard(request)
+            self._lanes[lane].discard(request)
+            self._report_queue(lane)
+        self._metrics.observe_stage("queue", encoded.queue_seconds)
+        self._metrics.observe_stage("encode", encoded.encode_seconds)
+        return encoded
+
+    def _admit(self, token_ids: Sequence[TokenIds], lane: Lane) -> _Request:
+        if not self._is_accepting:
+            self._metrics.count_rejection("stopping")
+            raise NotReadyError("the service is starting or shutting down; send the request again")
+        lengths = self._check_lengths(token_ids)
+        queue = self._lanes[lane]
+        if not is_admitted(sum(lengths), queue.num_tokens, self._limits.max_queue_tokens):
+            self._metrics.count_rejection("queue_full")
+            raise OverloadedError(
+                f"{queue.num_tokens} tokens wait in the {lane} lane and this request has {sum(lengths)}; "
+                f"the limit is {self._limits.max_queue_tokens}; try again later or send less at once",
+                retry_after_seconds=retry_after_seconds(queue.num_tokens, queue.speed.tokens_per_second),
+            )
+        request = _Request(
+            token_ids=token_ids,
+            lengths=lengths,
+            lane=lane,
+            arrived=self._clock(),
+            embeddings=self._rows(len(lengths)),
+            future=asyncio.get_running_loop().create_future(),
+        )
+        queue.add(request)
+        self._report_queue(lane)
+        self._schedule_pump()
+        return request
+
+    def _check_lengths(self, token_ids: Sequence[TokenIds]) -> list[int]:
+        lengths = [len(ids) for ids in token_ids]
+        for index, length in enumerate(lengths):
+            if not 0 < length <= self._limits.max_batch_tokens:
+                raise InvalidInputError(
+                    f"text {index} has {length} tokens; a text has 1 to {self._limits.max_batch_tokens} "
+                    "(EOSEEK_BATCHING__MAX_BATCH_TOKENS); shorten it"
+                )
+        return lengths
+
+    def _rows(self, num_texts: int) -> Embeddings:
+        return np.empty((num_texts, self._encoder.dimension), dtype=np.float32)
+
+    def _report_queue(self, lane: Lane) -> None:
+        queue = self._lanes[lane]
+        self._metrics.set_queue(lane, tokens=queue.num_tokens, requests=len(queue.requests))
+
+    def _schedule_pump(self) -> None:
+        # not at once: what arrives in the same turn of the event loop shares a batch
+        if not self._is_pump_scheduled:
+            self._is_pump_scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Send what the policy wants sent."""
+        self._is_pump_scheduled = False
+        while len(self._in_flight) < _MAX_IN_FLIGHT and (plan := self._plan()) is not None:
+            self._lanes[plan.lane].take(plan)
+            self._report_queue(plan.lane)
+            if plan.lane == "document":
+                self._document_served = self._clock()
+            task = asyncio.create_task(self._execute(plan))
+            self._in_flight[task] = plan
+            task.add_done_callback(self._on_executed)
+
+    def _plan(self) -> Plan[_Request] | None:
+        situation = Situation(
+            now=self._clock(),
+            document_served=self._document_served,
+            tokens_per_second=self._lanes["document"].speed.tokens_per_second,
+            in_flight_tokens=sum(plan.num_tokens for plan in self._in_flight.values()),
+        )
+        return plan_batch({name: lane.requests for name, lane in self._lanes.items()}, self._limits, situation)
+
+    def _on_executed(self, task: asyncio.Task[None]) -> None:
+        del self._in_flight[task]
+        self._schedule_pump()
+
+    async def _execute(self, plan: Plan[_Request]) -> None:
+        """Encode one batch and end or advance each of its requests."""
+        sent = self._clock()
+        token_ids = [ids for each in plan.slices for ids in each.request.token_ids[each.start : each.stop]]
+        try:
+            embeddings = await self._encoder.encode(token_ids)
+            self._deliver(plan, embeddings, sent)
+        except EoseekError as error:
+            self._fail(plan, error)
+        except Exception as error:
+            log.exception("unexpected error of the encoder")
+            self._fail(plan, EncoderError(f"the encoder failed: {type(error).__name__}"))
+        finally:
+            self._last_finished = self._clock()
+
+    def _deliver(self, plan: Plan[_Request], embeddings: Embeddings, sent: float) -> None:
+        expected = (plan.num_texts, self._encoder.dimension)
+        if embeddings.shape != expected:
+            raise EncoderError(f"the encoder gave embeddings of shape {embeddings.shape} instead of {expected}")
+        started = max(sent, self._last_finished)  # a batch sent ahead waits for the one before it
+        finished = self._clock()
+        self._lanes[plan.lane].speed.observe(plan.num_tokens, finished - started)
+        self._metrics.observe_batch(plan.lane, tokens=plan.num_tokens, texts=plan.num_texts, seconds=finished - started)
+        row = 0
+        for each in plan.slices:
+            rows = embeddings[row : row + each.stop - each.start]
+            row += each.stop - each.start
+            self._advance(each, rows, started=started, finished=finished)
+
+    def _advance(self, part: Slice[_Request], rows: Embeddings, *, started: float, finished: float) -> None:
+        """Store one request's rows of a batch; end the request with its last."""
+        request = part.request
+        if not np.isfinite(rows).all():
+            self._metrics.count_encode_failure("not_finite")
+            self._end(request, EncoderError("the encoder gave an embedding that is not finite"))
+            return
+        request.embeddings[part.start : part.stop] = rows
+        request.num_done += part.stop - part.start
+        if request.started is None:
+            request.started = started
+        if request.num_done == len(request.lengths) and not request.future.done():
+            request.future.set_result(
+                Encoded(
+                    embeddings=request.embeddings,
+                    queue_seconds=request.started - request.arrived,
+                    encode_seconds=finished - request.started,
+                )
+            )
+
+    def _fail(self, plan: Plan[_Request], error: EoseekError) -> None:
+        self._metrics.count_encode_failure("error")
+        for each in plan.slices:
+            self._end(each.request, type(error)(error.detail))  # one instance each: a raised one gets a traceback
+
+    def _end(self, request: _Request, error: EoseekError) -> None:
+        """End a request with an error and forget what still waits of it."""
+        self._lanes[request.lane].discard(request)
+        if not request.future.done():
+            request.future.set_exception(error)
