@@ -1,0 +1,179 @@
+"""What the README and the house files say, checked against the code."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer.main
+import yaml
+from packaging.requirements import Requirement
+from pydantic import BaseModel
+
+from eoseek.cli import app
+from service.app import create_app
+from service.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+
+
+def leaves(model: type[BaseModel], prefix: str = "EOSEEK_"):
+    """Each setting as name of its variable, default, description."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from leaves(field.annotation, f"{prefix}{name.upper()}__")
+        else:
+            yield f"{prefix}{name.upper()}", field.get_default(call_default_factory=True), field.description
+
+
+def settings_table() -> str:
+    rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    for variable, default, description in leaves(Settings):
+        shown = "~/.cache/eoseek/store" if isinstance(default, Path) else default
+        rows.append(f"| `{variable}` | {'' if shown is None else f'`{shown}`'} | {description} |")
+    return "\n".join(rows) + "\n"
+
+
+def commands(group=None, prefix=()):
+    """Every command of the command line with the words that call it."""
+    group = group or typer.main.get_command(app)
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*prefix, name))
+        else:
+            yield (*prefix, name), command
+
+
+COMMANDS = dict(commands())
+
+
+def shell_lines() -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    joined = "".join(blocks).replace("\\\n", " ")
+    return [line for line in joined.splitlines() if line and not line.startswith("#")]
+
+
+def readme_calls(program: str) -> list[list[str]]:
+    words = [shlex.split(line, comments=True) for line in shell_lines()]
+    return [each[each.index(program) + 1 :] for each in words if program in each]
+
+
+def test_readme_settings_table_is_the_code_s():
+    assert settings_table() in README, f"the settings table in README.md should read:\n{settings_table()}"
+
+
+@pytest.mark.parametrize("call", readme_calls("make"), ids=" ".join)
+def test_readme_make_target_exists(call):
+    assert {word for word in call if "=" not in word} <= MAKE_TARGETS
+
+
+@pytest.mark.parametrize("call", readme_calls("eoseek"), ids=" ".join)
+def test_readme_command_is_accepted_by_the_command_line(call):
+    words = next(words for words in COMMANDS if tuple(call[: len(words)]) == words)
+    COMMANDS[words].make_context("eoseek", call[len(words) :])
+
+
+def test_readme_names_every_command():
+    assert {words for words in COMMANDS if f"eoseek {' '.join(words)}" not in README} == set()
+
+
+def test_readme_names_every_route():
+    paths = create_app(Settings()).openapi()["paths"]
+    assert {path for path in paths if path not in README} == set()
+
+
+def test_readme_links_and_files_exist():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    files = re.findall(r"`((?:service|training|eoseek|docs|deploy)/[\w/.-]+)`", README)
+    assert [name for name in [*links, *files] if not (ROOT / name).exists()] == []
+
+
+def test_readme_python_example_compiles():
+    for block in re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+        compile(block, "README.md", "exec")
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_describes_the_command_and_each_of_its_options(words):
+    command = COMMANDS[words]
+    assert command.help
+    assert [parameter.name for parameter in command.params if not getattr(parameter, "help", None)] == []
+
+
+def test_help_of_the_installed_command_names_every_subcommand():
+    done = subprocess.run([sys.executable, "-m", "eoseek", "--help"], capture_output=True, text=True, check=True)
+    assert {words[0] for words in COMMANDS if words[0] not in done.stdout} == set()
+
+
+def test_constraints_pin_every_dependency_inside_its_range():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    pinned = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            name, version = line.split("==")
+            pinned[_normal(name)] = version
+    for text in [*project["dependencies"], *extras["train"], *extras["dev"]]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pinned[_normal(requirement.name)]), text
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_environment_holds_the_versions_that_constraints_name():
+    """A stale environment is seen here first."""
+    from importlib.metadata import version
+
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for name in ("torch", "transformers", "fastapi", "qdrant-client", "qdrant-edge-py", "tokenizers"):
+        assert version(name).split("+")[0] == pinned[name], name
+
+
+def test_dockerfile_runs_only_make_targets_as_another_user_than_root():
+    runs = re.findall(r"^RUN (.+)$", DOCKERFILE, re.MULTILINE)
+    assert all(run.split()[0] in ("make", "useradd") for run in runs)
+    assert {run.split()[1] for run in runs if run.startswith("make")} <= MAKE_TARGETS
+    assert DOCKERFILE.index("USER eoseek") < DOCKERFILE.index("RUN make")
+    assert "/health/ready" in DOCKERFILE
+
+
+@pytest.mark.parametrize("name", ["eoseek", "eoseek-qdrant"])
+def test_compose_and_dockerfile_set_only_variables_that_exist(name):
+    known = {variable for variable, _, _ in leaves(Settings)}
+    in_image = set(re.findall(r"\b(EOSEEK_\w+)=", DOCKERFILE))
+    assert in_image | set(COMPOSE["services"][name]["environment"]) <= known
+
+
+def test_compose_the_server_starts_with_its_profile_only_and_is_not_published():
+    assert "profiles" not in COMPOSE["services"]["eoseek"]
+    assert COMPOSE["services"]["qdrant"]["profiles"] == ["qdrant"]
+    assert "ports" not in COMPOSE["services"]["qdrant"]
+    assert "PASSWORD" not in str(COMPOSE)
+
+
+def test_make_variables_set_only_settings_that_exist():
+    known = {variable for variable, _, _ in leaves(Settings)}
+    assert set(re.findall(r"export (EOSEEK_\w+)", MAKEFILE)) <= known
+
+
+def test_pre_commit_calls_the_tools_of_make_check():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    tools = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in hooks}
+    assert tools == set(re.findall(r"^\t\$\(BIN\)/(ruff|mypy|lint-imports)\b", MAKEFILE, re.MULTILINE))
+
+
+def test_ci_entry_is_executable_and_is_bash():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    subprocess.run(["bash", "-n", script], check=True)
