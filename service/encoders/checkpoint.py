@@ -82,7 +82,7 @@ def load_checkpoint(name_or_path: str, *, max_length: int | None = None, trust_r
     Raises:
         ConfigurationError: missing, incomplete, or of a kind that would embed wrongly; says what to do.
     """
-    path = _locate(name_or_path)
+    path = locate(name_or_path)
     try:
         return _load(path, name_or_path, max_length, trust_remote_code)
     except ConfigurationError as error:
@@ -118,7 +118,8 @@ def _load(path: Path, asked_name: str, max_length: int | None, trust_remote_code
     )
 
 
-def _locate(name_or_path: str) -> Path:
+def locate(name_or_path: str) -> Path:
+    """The directory of `default`, a path, or a hub name, fetched if need be. Raises ConfigurationError."""
     if name_or_path == "default":
         path = cache_dir() / "checkpoints" / DEFAULT_NAME
         if not path.is_dir():

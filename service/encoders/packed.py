@@ -207,6 +207,14 @@ def enable_packing(model: PreTrainedModel) -> bool:
     return True
 
 
+def keep_norms_in_float32(model: PreTrainedModel) -> PreTrainedModel:
+    """Norms of a bfloat16 model go with its float32 residual stream, see `_last_hidden`."""
+    for module in model.modules():
+        if type(module).__name__.endswith("Norm"):
+            module.float()
+    return model
+
+
 def packed_forward(model: PreTrainedModel, token_ids: Sequence[Sequence[int]]) -> Tensor:
     """Last hidden states of all tokens, in one packed row.
 

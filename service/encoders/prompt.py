@@ -91,6 +91,10 @@ class TokenContract:
         if max_length <= len(self._prefix) + len(self._suffix):
             raise ConfigurationError(f"max_length {max_length} leaves no room for a text beside its special tokens")
 
+    def limited_to(self, max_length: int) -> "TokenContract":
+        """The same contract with another limit: training sets have lengths of their own."""
+        return TokenContract(self._tokenizer, self.frame, max_length=max_length, eos_ids=None)
+
     def queries(self, texts: Sequence[str], *, instruction: str | None = None, truncate: bool = False) -> Tokenized:
         """Token ids of queries.
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTra
 
 from service.encoders.base import Embeddings, Pooling, TokenIds
 from service.encoders.checkpoint import T5_FAMILIES, Checkpoint, load_checkpoint, weight_files
-from service.encoders.packed import enable_packing, packed_forward, padded_forward
+from service.encoders.packed import enable_packing, keep_norms_in_float32, packed_forward, padded_forward
 from service.encoders.pooling import pool
 from service.errors import ConfigurationError, EncoderError
 
@@ -161,6 +161,8 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, trust
             f"checkpoint {checkpoint.path}: {len(wrong)} weights are missing or of another shape, {wrong[0]} first; "
             "they would be random"
         )
+    if dtype == torch.bfloat16:
+        keep_norms_in_float32(model)
     return cast(PreTrainedModel, model.to(device).eval())
 
 
