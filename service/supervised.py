@@ -65,6 +65,7 @@ class Supervised:
         self._on_event = on_event or (lambda _: None)
         self._child: _Child | None = None
         self._ready = asyncio.Event()
+        self._is_stopped = False
         self._watch: asyncio.Task[None] | None = None
         self._call_ids = itertools.count(1)
         self.num_restarts = 0
@@ -72,7 +73,7 @@ class Supervised:
     @property
     def is_ready(self) -> bool:
         """Whether a call now would be executed rather than refused."""
-        return self._ready.is_set()
+        return self._ready.is_set() and not self._is_stopped
 
     @property
     def pid(self) -> int | None:
@@ -86,16 +87,19 @@ class Supervised:
             ConfigurationError: building failed or took too long, or the child died of it; the detail is one line.
         """
         child = await self._spawn()
+        self._is_stopped = False
         self._adopt(child)
         self._watch = asyncio.create_task(self._keep_alive(child), name=f"supervise {self._name}")
 
     async def wait_ready(self, timeout: float) -> None:
-        """Return when calls are taken. Raises NotReadyError after `timeout` seconds."""
+        """Return when calls are taken. Raises NotReadyError after `timeout` seconds, or when stopped."""
         try:
             async with asyncio.timeout(timeout):
                 await self._ready.wait()
         except TimeoutError:
             raise NotReadyError(f"{self._name} was not ready again within {timeout:g} s; retry later") from None
+        if self._is_stopped:
+            raise NotReadyError(f"{self._name} is stopped")
 
     async def call(self, method: str, *args: Any, timeout: float | None = None) -> Any:
         """Execute a method of the handler in the child, after the calls made before.
@@ -133,14 +137,14 @@ class Supervised:
 
     async def stop(self, drain_seconds: float = 5.0) -> None:
         """Refuse new calls, wait for those under way, then end the child. Repeating it does nothing."""
-        self._ready.clear()
+        self._is_stopped = True
         if self._child is not None and self._child.pending:
             await asyncio.wait(self._child.pending.values(), timeout=drain_seconds)
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
             self._watch = None
-        self._ready.clear()  # the child may have been replaced while calls drained
+        self._ready.set()  # whoever waits for it learns that there is no more
         child, self._child = self._child, None
         if child is not None:
             await child.end()

@@ -133,7 +133,10 @@ class EchoHandler:
 
 
 def build_echo(config: dict[str, Any]) -> EchoHandler:
-    """Build, or `build`: "hang", "exit", "refuse", "crash"; a file at `unless` heals that."""
+    """Build, or `build`: "hang", "exit", "refuse", "crash"; a file at `unless` heals that. `pids`: a file to sign."""
+    if "pids" in config:
+        with open(config["pids"], "a") as pids:
+            pids.write(f"{os.getpid()}\n")
     how = config.get("build")
     if how is None or os.path.exists(config.get("unless", "")):
         return EchoHandler(config)
