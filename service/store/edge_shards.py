@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import qdrant_edge as edge
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from service.errors import ConfigurationError
 from service.store.base import Filter, point_id
 from service.store.edge_filters import edge_filter, optional_edge_filter
 from service.store.points import physical_name, unknown_collection
 
+_ALIASES = TypeAdapter(dict[str, str])
 _WITHOUT_TEXT = ["id", "title", "metadata"]
 
 
@@ -40,17 +42,23 @@ class EdgeShards:
         """
         self._path = path
         self._collections = path / "collections"
+        self._shards: dict[str, edge.EdgeShard] = {}
         try:
             self._collections.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(path)
-            self._aliases = self._read_aliases()
-            self._clear_unnamed()
         except OSError as error:
             raise ConfigurationError(
                 f"the store path {path} cannot be used: {error.strerror}; "
                 f"make it a writable directory or set EOSEEK_STORE__PATH"
             ) from error
-        self._shards = {name: self._open(name) for name in self._aliases}
+        try:
+            self._aliases = self._read_aliases()
+            for name in self._aliases:
+                self._shards[name] = self._open(name)
+            self._clear_unnamed()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Flush and close all shards and give the lock back."""
@@ -186,16 +194,18 @@ class EdgeShards:
             ) from error
 
     def _read_aliases(self) -> dict[str, str]:
+        """Physical by public names. Only a path without collections may lack the file: to take a lost one for an empty
+        one would clear everything."""
+        path = self._path / "aliases.json"
+        if not path.exists() and not any(self._collections.iterdir()):
+            _write_json(path, {})
         try:
-            aliases: dict[str, str] = json.loads((self._path / "aliases.json").read_text("utf-8"))
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
+            return _ALIASES.validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
             raise ConfigurationError(
-                f"{self._path / 'aliases.json'} is damaged ({error}); it maps collection names to directories under "
-                f"collections/: write it again, or move {self._path} away and ingest again"
+                f"{path} is missing or damaged; it maps collection names to directories under collections/: write it "
+                f'again, as in {{"name": "name--fingerprint8"}}, or move {self._path} away and ingest again'
             ) from error
-        return aliases
 
     def _write_aliases(self, aliases: dict[str, str]) -> None:
         _write_json(self._path / "aliases.json", aliases)

@@ -65,8 +65,8 @@ class QdrantStore:
                 await self._await_server()
         except TimeoutError:
             raise ConfigurationError(
-                f"no Qdrant server answers at {self._settings.url} (by gRPC on port 6334 unless EOSEEK_STORE__GRPC=false)"
-                f"; start one or set EOSEEK_STORE__URL"
+                f"no Qdrant server answers at {self._settings.url} (gRPC: port 6334, off by EOSEEK_STORE__GRPC=false); "
+                f"start one or set EOSEEK_STORE__URL"
             ) from None
 
     async def stop(self) -> None:

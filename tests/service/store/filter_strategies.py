@@ -17,7 +17,7 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 METADATA = st.dictionaries(NAMES, VALUES, max_size=4)
-DOCUMENT_IDS = [f"d{i}" for i in range(12)]
+DOCUMENT_IDS = [f"d{i}" for i in range(6)]
 
 _NAME = st.sampled_from(["a", "b", '"c d"', "e"])
 _STEP = st.one_of(_NAME.map(lambda name: f".{name}"), st.sampled_from(["[]", "[0]", "[1]"]))
@@ -68,5 +68,10 @@ def _nested(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[
     return st.builds(lambda key, filter: {"nested": {"key": key, "filter": filter}}, KEYS, _filters(inner))
 
 
-CONDITIONS = st.one_of(LEAVES, LEAVES, HAS_ID, _nested(LEAVES), _filters(st.one_of(LEAVES, HAS_ID)))
-FILTERS = _filters(CONDITIONS)
+# deferred: hypothesis would print the whole grammar as the repr of its parts
+_LEAVES: st.SearchStrategy[dict[str, Any]] = st.deferred(lambda: LEAVES)
+_SHALLOW: st.SearchStrategy[dict[str, Any]] = st.deferred(lambda: st.one_of(_LEAVES, HAS_ID))
+CONDITIONS: st.SearchStrategy[dict[str, Any]] = st.deferred(
+    lambda: st.one_of(_LEAVES, _LEAVES, HAS_ID, _nested(_LEAVES), _filters(_SHALLOW))
+)
+FILTERS: st.SearchStrategy[dict[str, Any]] = st.deferred(lambda: _filters(CONDITIONS))

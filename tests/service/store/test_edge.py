@@ -1,0 +1,235 @@
+"""What only the embedded store promises: it survives kill -9, is locked, and cleans up after a crash."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.errors import ConfigurationError, NotReadyError
+from service.store.base import Document, Point, SearchOptions
+from service.store.edge import EdgeStore
+from service.store.edge_shards import EdgeShards
+
+pytestmark = pytest.mark.anyio
+
+
+def point(document_id: str, text: str = "text") -> Point:
+    return Point(document=Document(id=document_id, text=text), embedding=np.array([0.6, 0.8], np.float32))
+
+
+async def opened(path: Path, **options: float) -> EdgeStore:
+    store = EdgeStore(path, **options)
+    await store.start()
+    await store.create_collection("c", fingerprint="f" * 64, dimension=2)
+    return store
+
+
+def kill_child(store: EdgeStore) -> None:
+    assert store.pid is not None
+    os.kill(store.pid, signal.SIGKILL)
+
+
+class CountingStore(EdgeStore):
+    num_commits = 0
+
+    async def _put(self, collection: str, points: Sequence[Point]) -> None:
+        self.num_commits += 1
+        await super()._put(collection, points)
+
+
+async def test_stop_and_start_keeps_everything(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    await store.upsert("c", [point("d")])
+    before = await store.list_collections()
+    await store.stop()
+    store = EdgeStore(tmp_path)
+    await store.start()
+    after = await store.list_collections()
+    assert [(info.name, info.fingerprint, info.dimension, info.num_documents) for info in after] == [
+        (info.name, info.fingerprint, info.dimension, info.num_documents) for info in before
+    ]
+    assert await store.get("c", ["d"]) == [point("d").document]
+    assert after[0].size_bytes is not None
+    assert 0 < after[0].size_bytes < 2**26  # sparse files count by their blocks
+    await store.stop()
+
+
+async def test_kill_under_load_every_upsert_that_returned_is_there(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    returned: set[str] = set()
+    enough = asyncio.Event()
+
+    async def write(writer: int) -> None:
+        for i in range(40):
+            ids = [f"{writer}-{i}-{part}" for part in "ab"]
+            await store.upsert("c", [point(each) for each in ids])
+            returned.update(ids)
+            if len(returned) > 100:
+                enough.set()
+
+    writers = [asyncio.create_task(write(writer)) for writer in range(8)]
+    await enough.wait()
+    kill_child(store)
+    await asyncio.gather(*writers)  # the call in flight is made again after the restart
+    kill_child(store)  # nothing is flushed or closed
+    await store.stop()
+    reopened = await opened(tmp_path)
+    assert await reopened.count("c") == len(returned) == 8 * 40 * 2
+    assert None not in await reopened.get("c", sorted(returned))
+    await reopened.stop()
+
+
+async def test_search_while_the_child_restarts_answers_after_it(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    await store.upsert("c", [point("d")])
+    kill_child(store)
+    (hit,) = await store.search("c", point("d").embedding, SearchOptions())
+    assert hit.document == point("d").document
+    await store.stop()
+
+
+async def test_child_that_cannot_come_back_calls_say_not_ready(tmp_path: Path) -> None:
+    store = await opened(tmp_path, timeout_seconds=0.5)
+    (tmp_path / "aliases.json").write_text("{")
+    kill_child(store)
+    with pytest.raises(NotReadyError):
+        await store.count("c")
+    assert not store.is_ready
+    await store.stop()
+
+
+async def test_upserts_at_once_share_commits(tmp_path: Path) -> None:
+    store = CountingStore(tmp_path)
+    await store.start()
+    await store.create_collection("c", fingerprint="f", dimension=2)
+    await asyncio.gather(*(store.upsert("c", [point(f"d{i}")]) for i in range(100)))
+    assert await store.count("c") == 100
+    assert store.num_commits <= 2
+    await store.stop()
+
+
+async def test_upsert_later_call_at_once_wins(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    await asyncio.gather(*(store.upsert("c", [point("d", text=f"version {i}")]) for i in range(20)))
+    assert await store.get("c", ["d"]) == [point("d", text="version 19").document]
+    await store.stop()
+
+
+async def test_upsert_caller_gone_others_are_stored(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    leaving, staying = (asyncio.create_task(store.upsert("c", [point(each)])) for each in ("leaving", "staying"))
+    await asyncio.sleep(0)  # both wait now
+    leaving.cancel()
+    await staying
+    assert await store.get("c", ["staying"]) == [point("staying").document]
+    await store.stop()
+
+
+async def test_second_opening_is_refused_in_one_line_and_first_goes_on(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    with pytest.raises(ConfigurationError, match="open in another process") as caught:
+        await EdgeStore(tmp_path).start()
+    assert str(tmp_path) in caught.value.detail
+    assert "\n" not in caught.value.detail
+    await store.upsert("c", [point("d")])
+    assert await store.count("c") == 1
+    await store.stop()
+
+
+async def test_path_that_is_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("")
+    with pytest.raises(ConfigurationError, match="cannot be used") as caught:
+        await EdgeStore(path).start()
+    assert str(path) in caught.value.detail
+    assert "\n" not in caught.value.detail
+
+
+def made(path: Path) -> Path:
+    """A closed store with one collection; returns the collection's directory."""
+    shards = EdgeShards(path)
+    shards.create("c", "f" * 64, 2)
+    shards.upsert("c", [{"id": "d", "text": "t"}], np.ones((1, 2), np.float32))
+    shards.close()
+    return path / "collections" / "c--ffffffff"
+
+
+def damage_segment(directory: Path) -> None:
+    (segment,) = (directory / "shard" / "segments").iterdir()
+    (segment / "segment.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_segment,
+        lambda directory: (directory / "shard" / "wal" / "open-1").write_bytes(b"\xff" * 100),
+        lambda directory: (directory / "collection.json").write_text("{"),
+        lambda directory: (directory / "collection.json").unlink(),
+        lambda directory: (directory.parents[1] / "aliases.json").write_text("{"),
+        lambda directory: (directory.parents[1] / "aliases.json").write_text("[]"),
+        lambda directory: (directory.parents[1] / "aliases.json").unlink(),
+        lambda directory: (directory.parents[1] / "aliases.json").write_text('{"c": "c--00000000"}'),
+    ],
+    ids=[
+        "segment",
+        "log",
+        "description",
+        "no description",
+        "aliases",
+        "aliases of another kind",
+        "no aliases",
+        "missing directory",
+    ],
+)
+def test_damaged_store_is_refused_in_one_line(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    directory = made(tmp_path)
+    damage(directory)
+    with pytest.raises(ConfigurationError) as caught:
+        EdgeShards(tmp_path)
+    assert str(tmp_path) in caught.value.detail
+    assert "\n" not in caught.value.detail
+    assert (directory / "shard" / "segments").exists()  # what may still be rescued is not cleared
+
+
+def test_refused_opening_gives_the_lock_back(tmp_path: Path) -> None:
+    directory = made(tmp_path)
+    whole = (directory / "collection.json").read_text()
+    (directory / "collection.json").write_text("{")
+    with pytest.raises(ConfigurationError):
+        EdgeShards(tmp_path)
+    (directory / "collection.json").write_text(whole)
+    EdgeShards(tmp_path).close()
+
+
+def test_open_clears_directories_without_a_name_and_keeps_the_others(tmp_path: Path) -> None:
+    directory = made(tmp_path)
+    half_made = tmp_path / "collections" / "new--00000000"
+    (half_made / "shard").mkdir(parents=True)
+    shards = EdgeShards(tmp_path)
+    assert not half_made.exists()
+    assert shards.names() == ["c"]
+    assert shards.count("c", None) == 1
+    shards.close()
+    assert directory.exists()
+
+
+def test_create_over_a_half_made_directory_starts_afresh(tmp_path: Path) -> None:
+    shards = EdgeShards(tmp_path)
+    (tmp_path / "collections" / "c--ffffffff" / "shard" / "segments").mkdir(parents=True)
+    assert shards.create("c", "f" * 64, 2)["num_documents"] == 0
+    shards.close()
+
+
+def test_drop_leaves_no_files(tmp_path: Path) -> None:
+    made(tmp_path)
+    shards = EdgeShards(tmp_path)
+    shards.drop("c")
+    shards.close()
+    assert list((tmp_path / "collections").iterdir()) == []
+    assert json.loads((tmp_path / "aliases.json").read_text()) == {}
