@@ -16,6 +16,7 @@ from service.api.services import CollectionGate, Services
 from service.batching.batcher import Batcher
 from service.encoders.base import AsyncEncoder
 from service.encoders.checkpoint import Checkpoint, load_checkpoint
+from service.encoders.worker import WorkerEncoder
 from service.errors import ConfigurationError, EoseekError
 from service.ingest.pipeline import IngestPipeline
 from service.metrics import Metrics
@@ -95,7 +96,7 @@ async def _running(
         try:
             if checkpoint is None:
                 checkpoint = await asyncio.to_thread(_load, settings.encoder)
-            encoder = encoder or _worker_encoder(settings.encoder, checkpoint)
+            encoder = encoder or _worker_encoder(settings.encoder, checkpoint, metrics)
             store = store or open_store(settings.store)
             await _start_both(stack, encoder, store)
             await store.create_collection(
@@ -149,10 +150,20 @@ def _load(settings: EncoderSettings) -> Checkpoint:
     )
 
 
-def _worker_encoder(settings: EncoderSettings, checkpoint: Checkpoint) -> AsyncEncoder:
-    from service.encoders.worker import WorkerEncoder
-
-    return WorkerEncoder(settings, checkpoint)
+def _worker_encoder(settings: EncoderSettings, checkpoint: Checkpoint, metrics: Metrics) -> WorkerEncoder:
+    options = {
+        "checkpoint_path": str(checkpoint.path),
+        "dtype": settings.dtype,
+        "device": settings.device,
+        "threads": settings.threads,
+        "max_length": settings.max_length,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    return WorkerEncoder(
+        options,
+        start_timeout_seconds=settings.start_timeout_seconds,
+        on_event=lambda event: metrics.count_restart("encoder") if event == "restarted" else None,
+    )
 
 
 def _describe_problems(app: FastAPI) -> None:

@@ -6,7 +6,7 @@ sending. A request given as a list is checked whole before its first write.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -59,7 +59,7 @@ class IngestReport:
             first = self.failed[0]
             raise InvalidInputError(
                 f"More than {_MAX_FAILURES:,} documents failed; reading stopped at line {failure.line}. "
-                f"The first, line {first.line}: {first.detail}. Correct them and send all again: unchanged ones are free."
+                f"The first, line {first.line}: {first.detail}. Correct them and send all again; the others are free."
             )
 
 
@@ -83,6 +83,7 @@ class IngestPipeline:
         settings: BatchingSettings,
         *,
         timeout_seconds: float,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Take the parts over.
 
@@ -93,6 +94,7 @@ class IngestPipeline:
             metrics: counts documents.
             settings: bounds of a batch.
             timeout_seconds: longest wait for one batch of a stream, overload included.
+            sleep: waits out an overload.
         """
         self._checkpoint = checkpoint
         self._batcher = batcher
@@ -100,6 +102,7 @@ class IngestPipeline:
         self._metrics = metrics
         self._settings = settings
         self._timeout_seconds = timeout_seconds
+        self._sleep = sleep
 
     async def ingest(
         self,
@@ -139,7 +142,7 @@ class IngestPipeline:
 
     async def _prepare_list(
         self, collection: str, documents: Sequence[IncomingDocument], report: IngestReport, *, truncate: bool
-    ) -> AsyncIterator[_Batch]:
+    ) -> AsyncGenerator[_Batch]:
         batches = await self._prepare(collection, documents, report, truncate=truncate)
         if report.failed:
             index_of = {each.document.id: index for index, each in enumerate(documents)}
@@ -158,10 +161,11 @@ class IngestPipeline:
         report: IngestReport,
         *,
         truncate: bool,
-    ) -> AsyncIterator[_Batch]:
-        async for chunk in _chunks(documents, report):
-            for batch in await self._prepare(collection, chunk, report, truncate=truncate):
-                yield batch
+    ) -> AsyncGenerator[_Batch]:
+        async with aclosing(_chunks(documents, report)) as chunks:
+            async for chunk in chunks:
+                for batch in await self._prepare(collection, chunk, report, truncate=truncate):
+                    yield batch
 
     async def _prepare(
         self, collection: str, documents: Sequence[IncomingDocument], report: IngestReport, *, truncate: bool
@@ -213,7 +217,7 @@ class IngestPipeline:
             yield _Batch(documents=documents[start:], token_ids=token_ids[start:])
 
     async def _write_all(
-        self, collection: str, batches: AsyncIterator[_Batch], report: IngestReport, deadline: float | None
+        self, collection: str, batches: AsyncGenerator[_Batch], report: IngestReport, deadline: float | None
     ) -> None:
         slots = asyncio.Semaphore(_BATCHES_IN_FLIGHT)
 
@@ -224,7 +228,7 @@ class IngestPipeline:
                 slots.release()
 
         try:
-            async with aclosing(batches) as reading, asyncio.TaskGroup() as tasks:  # type: ignore[type-var]
+            async with aclosing(batches) as reading, asyncio.TaskGroup() as tasks:
                 async for batch in reading:
                     await slots.acquire()
                     tasks.create_task(write(batch))
@@ -254,12 +258,12 @@ class IngestPipeline:
                 pause = error.retry_after_seconds or 1.0
                 if deadline or time.monotonic() + pause > until:
                     raise
-                await asyncio.sleep(pause)
+                await self._sleep(pause)
 
 
 async def _chunks(
     documents: AsyncIterator[IncomingDocument | Failure], report: IngestReport
-) -> AsyncIterator[list[IncomingDocument]]:
+) -> AsyncGenerator[list[IncomingDocument]]:
     """Documents in chunks of bounded number and size; failures go to the report."""
     chunk: list[IncomingDocument] = []
     num_chars = 0

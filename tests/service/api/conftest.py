@@ -1,22 +1,24 @@
 """One app with the exact store, a tiny tokenizer and a fake encoder, started with its lifespan."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from fastapi.testclient import TestClient
 
 from service.app import create_app
+from service.encoders.worker import LocalEncoder
 from service.settings import ApiSettings, Settings, StoreSettings
 from service.store.memory import MemoryStore
-from tests.service.api.parts import HashEncoder, tiny_checkpoint
+from tests.fakes import FakeEncoder
+from tests.service.api.parts import DIMENSION, tiny_checkpoint
 
 ClientFactory = Callable[..., TestClient]
 
 
-@pytest.fixture
-def make_client() -> Iterator[ClientFactory]:
-    """Start an app; settings of the api group and parts may be given."""
+@contextmanager
+def client_factory() -> Iterator[ClientFactory]:
+    """Start apps; settings of the api group and parts may be given."""
     with ExitStack() as stack:
 
         def make(*, store=None, encoder=None, checkpoint=None, **api: object) -> TestClient:
@@ -24,12 +26,25 @@ def make_client() -> Iterator[ClientFactory]:
             app = create_app(
                 settings,
                 checkpoint=checkpoint or tiny_checkpoint(),
-                encoder=encoder or HashEncoder(),
+                encoder=encoder or LocalEncoder(FakeEncoder(DIMENSION)),
                 store=store or MemoryStore(),
             )
             return stack.enter_context(TestClient(app))
 
         yield make
+
+
+@pytest.fixture
+def make_client() -> Iterator[ClientFactory]:
+    with client_factory() as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[TestClient]:
+    """Low limits; for tests that leave nothing behind."""
+    with client_factory() as make:
+        yield make(max_inputs=10, max_documents=20, max_text_chars=1000)
 
 
 @pytest.fixture

@@ -151,11 +151,6 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def small(make_client):
-    return make_client(max_inputs=10, max_documents=20, max_text_chars=1000)
-
-
 def problem_of(response, status, code):
     assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json"), (
         response.text

@@ -1,0 +1,117 @@
+"""`/embed` and `/v1/embeddings`."""
+
+import base64
+
+import numpy as np
+import pytest
+
+from tests.fakes import fake_embedding
+from tests.service.api.parts import DIMENSION, MAX_LENGTH
+
+LONG = "x" * MAX_LENGTH
+
+
+def embed(client, inputs, kind="document", **more):
+    response = client.post("/embed", json={"inputs": inputs, "kind": kind, **more})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def openai(client, text, **more):
+    response = client.post("/v1/embeddings", json={"input": text, "model": "any", **more})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_embed_answers_in_input_order_with_usage(client):
+    answer = embed(client, ["a", "bc"])
+
+    assert answer["embeddings"] == [embed(client, "a")["embeddings"][0], embed(client, "bc")["embeddings"][0]]
+    assert (answer["model"], answer["dimensions"], answer["truncated"]) == ("tiny", DIMENSION, [])
+    assert answer["usage"] == {"tokens": 5}  # a byte a token and an [EOS] each
+
+
+def test_embed_gives_exact_float32(client):
+    tokenized = client.app.state.services.checkpoint.contract.documents([("", "a")])
+
+    answer = embed(client, "a")
+
+    assert (
+        np.array(answer["embeddings"][0], np.float32).tolist()
+        == fake_embedding(tokenized.token_ids[0], DIMENSION).tolist()
+    )
+
+
+def test_embed_base64_is_the_little_endian_float32_of_the_floats(client):
+    floats = embed(client, ["a"])["embeddings"][0]
+    coded = embed(client, ["a"], encoding_format="base64")["embeddings"][0]
+
+    assert np.frombuffer(base64.b64decode(coded), "<f4").tolist() == floats
+
+
+def test_embed_dimensions_are_cut_then_normalised(client):
+    whole = np.array(embed(client, "a")["embeddings"][0])
+
+    answer = embed(client, "a", dimensions=8)
+
+    assert answer["dimensions"] == 8
+    assert answer["embeddings"][0] == pytest.approx(whole[:8] / np.linalg.norm(whole[:8]), abs=1e-6)
+
+
+def test_embed_truncates_only_when_asked_and_says_which(client):
+    answer = embed(client, ["a", LONG, "b", LONG + "y"], truncate=True)
+
+    assert answer["truncated"] == [1, 3]
+    assert answer["embeddings"][1] == answer["embeddings"][3]
+    assert "eoseek_truncated_total 2.0" in client.get("/metrics").text
+
+
+def test_embed_instruction_goes_on_queries_only(client):
+    plain = embed(client, "a", kind="query", instruction="")
+
+    assert plain["embeddings"] == embed(client, "a", kind="query")["embeddings"]  # this checkpoint has no default
+    assert plain["embeddings"] != embed(client, "a", kind="query", instruction="Find b")["embeddings"]
+    assert plain["embeddings"] == embed(client, "a", kind="document", instruction="Find b")["embeddings"]
+
+
+def test_embed_takes_the_name_of_an_instruction(client):
+    named = embed(client, "a", kind="query", instruction="code")
+
+    assert named["embeddings"] == embed(client, "a", kind="query", instruction="Find the function")["embeddings"]
+
+
+def test_openai_has_the_shape_of_openai(client):
+    answer = openai(client, ["a", "bc"], user="someone")
+
+    assert answer == {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": row}
+            for index, row in enumerate(embed(client, ["a", "bc"])["embeddings"])
+        ],
+        "model": "tiny",
+        "usage": {"prompt_tokens": 5, "total_tokens": 5},
+    }
+
+
+def test_openai_takes_a_text_tokens_and_token_lists(client):
+    (byte_of_a,) = client.app.state.services.checkpoint.contract.documents([("", "a")]).token_ids
+    expected = openai(client, "a")["data"]
+
+    assert openai(client, byte_of_a)["data"] == expected
+    assert openai(client, byte_of_a[:-1])["data"] == expected  # the [EOS] that is missing is added
+    assert openai(client, [byte_of_a])["data"] == expected
+
+
+def test_openai_base64_and_dimensions(client):
+    coded = openai(client, "a", encoding_format="base64", dimensions=4)["data"][0]["embedding"]
+
+    floats = openai(client, "a", dimensions=4)["data"][0]["embedding"]
+    assert np.frombuffer(base64.b64decode(coded), "<f4").tolist() == floats
+
+
+def test_openai_queries_take_an_instruction(client):
+    answer = openai(client, "a", kind="query", instruction="Find b")
+
+    expected = embed(client, "a", kind="query", instruction="Find b")
+    assert answer["data"][0]["embedding"] == expected["embeddings"][0]

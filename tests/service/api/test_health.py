@@ -1,0 +1,62 @@
+from tests.fakes import GatedEncoder
+from tests.service.api.parts import DIMENSION, MAX_LENGTH
+
+
+def test_live_and_ready_when_all_parts_are(client):
+    assert client.get("/health/live").json() == {"status": "live"}
+    assert client.get("/health/ready").json() == {"status": "ready", "encoder": True, "store": True, "accepting": True}
+
+
+def test_ready_names_what_is_away_while_live_stays(make_client):
+    encoder = GatedEncoder(DIMENSION)
+    client = make_client(encoder=encoder)
+    encoder.is_ready = False
+
+    response = client.get("/health/ready")
+
+    assert (response.status_code, response.json()["code"]) == (503, "not_ready")
+    assert response.json()["parts"] == {"encoder": False, "store": True, "accepting": True}
+    assert int(response.headers["retry-after"]) >= 1
+    assert client.get("/health/live").status_code == 200
+
+
+def test_info_tells_what_runs_and_no_path(client):
+    info = client.get("/info").json()
+
+    assert info["model"] == info["checkpoint"] == "tiny"
+    assert (info["dimension"], info["max_length"], info["is_tuned"]) == (DIMENSION, MAX_LENGTH, False)
+    assert info["instructions"] == {"code": "Find the function"}
+    assert info["limits"]["max_top_k"] == 1000
+    assert "/checkpoints" not in str(info)
+
+
+def test_metrics_count_requests_by_route_template(client):
+    client.get("/documents/some-id")
+    client.get("/no/such/path")
+    client.request("BREW", "/info")
+
+    text = client.get("/metrics").text
+
+    assert 'eoseek_requests_total{method="GET",route="/documents/{document_id:path}",status="404"} 1.0' in text
+    assert 'eoseek_requests_total{method="GET",route="unmatched",status="404"} 1.0' in text
+    assert 'method="other"' in text
+    assert "some-id" not in text
+    assert "BREW" not in text
+
+
+def test_metrics_speak_openmetrics_when_asked(client):
+    plain = client.get("/metrics")
+    modern = client.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+
+    assert plain.headers["content-type"].startswith("text/plain")
+    assert modern.headers["content-type"].startswith("application/openmetrics-text")
+    assert modern.text.endswith("# EOF\n")
+
+
+def test_front_page_leads_on(client):
+    response = client.get("/")
+
+    assert response.headers["content-type"].startswith("text/html")
+    for path in ("/docs", "/info", "/metrics", "/health/ready"):
+        assert f'href="{path}"' in response.text
+        assert client.get(path).status_code == 200
