@@ -69,8 +69,14 @@ def serve(demo: Annotated[bool, typer.Option("--demo", help="Also index the demo
     from service.app import run
 
     companion = DemoCompanion()
+
+    def on_ready(url: str) -> None:
+        _note(f"EOSeek is ready on {url}, its documentation on {url}/docs")
+        if demo:
+            companion.start(url)
+
     try:
-        code = run(settings, on_ready=companion.start if demo else None)
+        code = run(settings, on_ready=on_ready)
     finally:
         companion.stop()
     raise typer.Exit(code)

@@ -52,10 +52,10 @@ class Loading:
     def summary(self, seconds: float) -> str:
         """The closing line: counts, seconds, rate. Documents of an interrupted run count, but not for the rate."""
         counts = self.counts
-        parts = [f"{counts.read:,} read", f"{counts.indexed:,} indexed", f"{counts.unchanged:,} unchanged"]
+        earlier = f" ({self.num_resumed:,} of them in an earlier run)" if self.num_resumed else ""
+        parts = [f"{counts.read:,} read{earlier}", f"{counts.indexed:,} indexed", f"{counts.unchanged:,} unchanged"]
         parts += [f"{counts.failed:,} failed"]
         parts += [f"{counts.truncated:,} truncated"] if counts.truncated else []
-        parts += [f"{self.num_resumed:,} of them in an earlier run"] if self.num_resumed else []
         rate = (counts.read - self.num_resumed) / max(seconds, 1e-9)
         into = f"collection {self.options.collection}" if self.options.collection else "default collection"
         return f"{into}: {', '.join(parts)}; {seconds:.1f} s, {rate:,.1f} documents/s"
