@@ -86,7 +86,7 @@ def load_checkpoint(name_or_path: str, *, max_length: int | None = None, trust_r
     try:
         return _load(path, name_or_path, max_length, trust_remote_code)
     except ConfigurationError as error:
-        raise ConfigurationError(f"checkpoint {path}: {error.detail}") from error
+        raise type(error)(f"checkpoint {path}: {error.detail}") from error
 
 
 def _load(path: Path, asked_name: str, max_length: int | None, trust_remote_code: bool) -> Checkpoint:

@@ -17,6 +17,10 @@ DEFAULT_QUERY_TEMPLATE = "Instruct: {instruction}\nQuery: {query}"
 _PROBES = ("hello world", "", " ", "two\nlines\n", "检索 検索 검색", "naïve 🙂", "x" * 300, "a, b; c." * 40)
 
 
+class MissingEosError(ConfigurationError):
+    """A tokenizer that does not end every text in exactly one [EOS]."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tokenized:
     """Complete token ids of some texts, with the indices of those that were cut."""
@@ -76,7 +80,7 @@ class TokenContract:
             max_length: tokens of a text at most, special tokens included.
             eos_ids: one of them must end every text; None when pooling does not need it.
         Raises:
-            ConfigurationError: texts do not end in exactly one [EOS]; the message holds the cure.
+            MissingEosError: texts do not end in exactly one [EOS]; the message holds the cure.
         """
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -168,7 +172,7 @@ class TokenContract:
             ids = self._tokenizer.encode(probe, add_special_tokens=True).ids
             if not ids or ids[-1] != eos_id or ids.count(eos_id) != 1:
                 token = self._tokenizer.id_to_token(eos_id)
-                raise ConfigurationError(
+                raise MissingEosError(
                     f"the tokenizer ends {probe[:20]!r} with ids {ids[-3:]}, not with exactly one [EOS] ({token!r}, "
                     f"id {eos_id}), where the embedding is read. Write it into tokenizer.json, as a TemplateProcessing "
                     f"post-processor '$A {token}'; add_eos_token in tokenizer_config.json alone has no effect"

@@ -1,0 +1,149 @@
+"""What is tuned: a transformers model in its packed forward, pooled, with adapters or with its own weights free.
+
+The forward is the service's, so a text gets in training the vector that it gets in serving. Tuned weights keep the
+model's dtype and collect their gradients in float32; the optimizer holds their float32 masters.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from service.encoders.base import Pooling
+from service.encoders.checkpoint import Checkpoint
+from service.encoders.packed import enable_packing, packed_forward, padded_forward
+from service.encoders.pooling import pool
+from service.encoders.torch_encoder import choose_dtype, load_model
+from service.errors import ConfigurationError
+from training.config import TrainingConfig, TuningConfig
+
+WEIGHTS = "tuned.safetensors"
+
+
+class EmbeddingModel(nn.Module):
+    """Token ids to embeddings, differentiable."""
+
+    def __init__(self, backbone: PreTrainedModel, *, pooling: Pooling, projection: nn.Module | None = None) -> None:
+        """Take over a backbone.
+
+        Args:
+            backbone: in its dtype; adapters, if any, are inside.
+            pooling: from token states to an embedding.
+            projection: to a teacher's dimension; tuned along, not part of the exported model.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.pooling = pooling
+        self.projection = projection
+        self._forward = packed_forward if enable_packing(backbone) else padded_forward
+
+    def forward(self, token_ids: list[list[int]]) -> Tensor:
+        """(len(token_ids), dimension), float32, rows of unit length."""
+        hidden_TD = self._forward(self.backbone, token_ids)
+        return pool(hidden_TD, [len(ids) for ids in token_ids], self.pooling)
+
+    def tuned_parameters(self) -> dict[str, nn.Parameter]:
+        """What is tuned, by name, in a fixed order."""
+        return {name: each for name, each in self.named_parameters() if each.requires_grad}
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """What is tuned of the backbone: its gradients come from this process's texts only."""
+        return [each for each in self.backbone.parameters() if each.requires_grad]
+
+
+def build_model(
+    checkpoint: Checkpoint, config: TrainingConfig, *, device: str, teacher_dimension: int | None = None
+) -> EmbeddingModel:
+    """The model of a run at step 0.
+
+    Args:
+        checkpoint: the base.
+        config: of the run; its seed decides the adapter's first weights.
+        device: `cpu`, `cuda`, ...
+        teacher_dimension: of the vectors to match, if any are.
+    Raises:
+        ConfigurationError: weights that do not load, or no weight of the given names to tune.
+    """
+    # accelerate shards float32 weights and lowers their precision itself
+    precision = "float32" if config.fsdp else config.memory.precision
+    dtype = choose_dtype(precision, device)
+    backbone = load_model(checkpoint, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code)
+    torch.manual_seed(config.seed)
+    apply_tuning(backbone, config.tuning)
+    if config.memory.gradient_checkpointing:
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    projection = None
+    if config.distillation.vector_weight and teacher_dimension:
+        projection = nn.Linear(checkpoint.dimension, teacher_dimension, bias=False, device=device)
+    model = EmbeddingModel(backbone, pooling=config.pooling or checkpoint.pooling, projection=projection)
+    for parameter in model.tuned_parameters().values():
+        parameter.grad_dtype = torch.float32
+    return model
+
+
+def apply_tuning(backbone: PreTrainedModel, tuning: TuningConfig) -> None:
+    """Free the weights that are tuned and freeze the others; adapters go into the backbone."""
+    if tuning.method == "full":
+        frozen = backbone.get_input_embeddings() if tuning.freeze_embeddings else None
+        for parameter in backbone.parameters():
+            parameter.requires_grad_(True)
+        if frozen is not None:
+            frozen.requires_grad_(False)
+        return
+    from peft import inject_adapter_in_model
+
+    dtype = backbone.dtype
+    try:
+        inject_adapter_in_model(lora_config(tuning), backbone)
+    except ValueError as error:
+        raise ConfigurationError(f"tuning.targets {list(tuning.targets)}: {error}") from error
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            parameter.data = parameter.data.to(dtype)
+
+
+def lora_config(tuning: TuningConfig) -> Any:
+    """The adapter as peft describes it."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,
+        lora_dropout=tuning.dropout,
+        target_modules=list(tuning.targets),
+        task_type="FEATURE_EXTRACTION",
+    )
+
+
+def save_tuned(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write the tuned weights to `folder`; `state` instead of the model's own where they are sharded."""
+    from safetensors.torch import save_file
+
+    names = cast(EmbeddingModel, model).tuned_parameters()
+    state = names if state is None else {name: state[name] for name in names}
+    save_file({name: each.detach().contiguous().cpu() for name, each in state.items()}, folder / WEIGHTS)
+
+
+def load_tuned(model: EmbeddingModel, folder: Path) -> None:
+    """Read what `save_tuned` wrote.
+
+    Raises:
+        ConfigurationError: missing, or the weights of another configuration.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{folder / WEIGHTS}: {error}") from error
+    tuned = model.tuned_parameters()
+    if state.keys() != tuned.keys():
+        different = sorted(state.keys() ^ tuned.keys())
+        raise ConfigurationError(f"{folder}: tuned weights of another configuration, {different[0]} first")
+    with torch.no_grad():
+        for name, parameter in tuned.items():
+            parameter.copy_(state[name])
