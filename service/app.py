@@ -3,14 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from pydantic.json_schema import models_json_schema
 
 from service import __version__
-from service.api import collections, documents, embed, health, openai, problems, search
+from service.api import collections, documents, embed, health, openai, openapi, problems, search
 from service.api.middleware import RequestMiddleware
 from service.api.services import CollectionGate, Services
 from service.batching.batcher import Batcher
@@ -20,7 +18,6 @@ from service.encoders.worker import WorkerEncoder
 from service.errors import ConfigurationError, EoseekError
 from service.ingest.pipeline import IngestPipeline
 from service.metrics import Metrics
-from service.schemas import Problem
 from service.server import OnReady, serve
 from service.settings import EncoderSettings, Settings
 from service.store import open_store
@@ -73,7 +70,7 @@ def create_app(
     app.include_router(documents.router)
     problems.install(app)
     app.add_middleware(RequestMiddleware, metrics=metrics)
-    _describe_problems(app)
+    openapi.complete(app, settings.api)
     return app
 
 
@@ -164,16 +161,3 @@ def _worker_encoder(settings: EncoderSettings, checkpoint: Checkpoint, metrics: 
         start_timeout_seconds=settings.start_timeout_seconds,
         on_event=lambda event: metrics.count_restart("encoder") if event == "restarted" else None,
     )
-
-
-def _describe_problems(app: FastAPI) -> None:
-    """Put the problem document's schema, to which the routes' responses refer, into the OpenAPI document."""
-    document = app.openapi
-
-    def with_problems() -> dict[str, Any]:
-        found = document()
-        _, schemas = models_json_schema([(Problem, "serialization")], ref_template="#/components/schemas/{model}")
-        found["components"]["schemas"] |= schemas["$defs"]
-        return found
-
-    app.openapi = with_problems  # type: ignore[method-assign]

@@ -55,7 +55,6 @@ def serve(app: FastAPI, settings: ApiSettings, *, log_level: str, on_ready: OnRe
         level=log_level.upper(),
         stream=sys.stderr,
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-        force=True,
     )
     # uvicorn's lines about its own start and httpx's about each call say nothing new
     for name in ("uvicorn.error", "httpx"):

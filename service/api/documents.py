@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Request
+from fastapi import APIRouter, Body, Path, Query, Request
+from fastapi.openapi.models import Example
 
 from service.api.bodies import NDJSON, JsonRoute, NdjsonRoute, stream_body
 from service.api.limits import check_chars, check_count
@@ -25,17 +26,26 @@ from service.store.filters import check_filter
 
 stream_router = APIRouter(route_class=NdjsonRoute)
 router = APIRouter(route_class=JsonRoute, prefix="/documents", tags=["documents"])
+DocumentPath = Annotated[str, Path(description="May hold slashes.", examples=["heapq.merge"])]
 CollectionQuery = Annotated[CollectionName | None, Query(description="Absent: the service's default collection.")]
 TruncateQuery = Annotated[bool, Query(description="Cut documents over the model's length.")]
-_EXAMPLE = {
-    "documents": [
-        {
-            "id": "heapq.merge",
-            "title": "heapq.merge",
-            "text": "Merge multiple sorted inputs into a single sorted output.",
-            "metadata": {"module": "heapq"},
+_EXAMPLES: dict[str, Example] = {
+    "example": {
+        "value": {
+            "documents": [
+                {
+                    "id": "heapq.merge",
+                    "title": "heapq.merge",
+                    "text": "Merge multiple sorted inputs into a single sorted output.",
+                    "metadata": {"module": "heapq"},
+                }
+            ]
         }
-    ]
+    }
+}
+_DELETE_EXAMPLES: dict[str, Example] = {
+    "by id": {"value": {"ids": ["heapq.merge"]}},
+    "by filter": {"value": {"filter": {"must": [{"key": "module", "match": {"value": "heapq"}}]}}},
 }
 _NDJSON_DOCS: dict[str, Any] = {
     "requestBody": {
@@ -65,7 +75,7 @@ async def index_stream(
 @router.post("", openapi_extra=_NDJSON_DOCS, responses=problems(400, 404, 409, 413, 415, 422, 429, 500, 503))
 async def index_documents(
     request: Request,
-    body: Annotated[DocumentsRequest, Body(examples=[_EXAMPLE])],
+    body: Annotated[DocumentsRequest, Body(openapi_examples=_EXAMPLES)],
     services: ServicesDep,
     collection: CollectionQuery = None,
     truncate: TruncateQuery = False,
@@ -84,7 +94,7 @@ async def index_documents(
 
 @router.post("/delete", responses=problems(400, 404, 413, 415, 422, 500, 503))
 async def delete_documents(
-    body: Annotated[DeleteRequest, Body(examples=[{"ids": ["heapq.merge"]}])], services: ServicesDep
+    body: Annotated[DeleteRequest, Body(openapi_examples=_DELETE_EXAMPLES)], services: ServicesDep
 ) -> DeleteResponse:
     """Delete by ids or by filter; ids that are not there are not counted."""
     name = body.collection or services.settings.store.collection
@@ -98,7 +108,9 @@ async def delete_documents(
 
 
 @router.get("/{document_id:path}", responses=problems(404, 422, 500, 503))
-async def get_document(document_id: str, services: ServicesDep, collection: CollectionQuery = None) -> DocumentOut:
+async def get_document(
+    document_id: DocumentPath, services: ServicesDep, collection: CollectionQuery = None
+) -> DocumentOut:
     """One document; its id may hold slashes."""
     name = collection or services.settings.store.collection
     document = (await services.store.get(name, [document_id]))[0]
@@ -109,7 +121,7 @@ async def get_document(document_id: str, services: ServicesDep, collection: Coll
 
 @router.delete("/{document_id:path}", responses=problems(404, 422, 500, 503))
 async def delete_document(
-    document_id: str, services: ServicesDep, collection: CollectionQuery = None
+    document_id: DocumentPath, services: ServicesDep, collection: CollectionQuery = None
 ) -> DeleteResponse:
     """Delete one document."""
     name = collection or services.settings.store.collection

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
+from fastapi.openapi.models import Example
 
 from service.api.bodies import JsonRoute
 from service.api.encoding import cut_dimensions, embed, json_response, on_wire, tokenizer_for
@@ -12,12 +13,20 @@ from service.api.services import ServicesDep
 from service.schemas import EmbedRequest, EmbedResponse
 
 router = APIRouter(route_class=JsonRoute, tags=["embeddings"])
-_EXAMPLE = {"inputs": ["merge two sorted lists"], "kind": "query", "instruction": "Find the function that does this"}
+_EXAMPLES: dict[str, Example] = {
+    "example": {
+        "value": {
+            "inputs": ["merge two sorted lists"],
+            "kind": "query",
+            "instruction": "Find the function that does this",
+        }
+    }
+}
 
 
 @router.post("/embed", response_model=EmbedResponse, responses=problems(400, 413, 415, 422, 429, 500, 503))
 async def embed_texts(
-    request: Request, body: Annotated[EmbedRequest, Body(examples=[_EXAMPLE])], services: ServicesDep
+    request: Request, body: Annotated[EmbedRequest, Body(openapi_examples=_EXAMPLES)], services: ServicesDep
 ) -> Response:
     """Embeddings of queries or documents, unit length, in input order."""
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
+from fastapi.openapi.models import Example
 
 from service.api.bodies import JsonRoute
 from service.api.encoding import cut_dimensions, embed, json_response, on_wire, tokenizer_for
@@ -13,12 +14,14 @@ from service.errors import InvalidInputError
 from service.schemas import OpenAIRequest, OpenAIResponse
 
 router = APIRouter(route_class=JsonRoute, prefix="/v1", tags=["embeddings"])
-_EXAMPLE = {"input": ["merge two sorted lists"], "model": "default", "encoding_format": "float"}
+_EXAMPLES: dict[str, Example] = {
+    "example": {"value": {"input": ["merge two sorted lists"], "model": "default", "encoding_format": "float"}}
+}
 
 
 @router.post("/embeddings", response_model=OpenAIResponse, responses=problems(400, 413, 415, 422, 429, 500, 503))
 async def create_embeddings(
-    request: Request, body: Annotated[OpenAIRequest, Body(examples=[_EXAMPLE])], services: ServicesDep
+    request: Request, body: Annotated[OpenAIRequest, Body(openapi_examples=_EXAMPLES)], services: ServicesDep
 ) -> Response:
     """OpenAI's embeddings call. `model` may be any name; the answer names the checkpoint that did the work."""
     texts, token_ids = _split(body)

@@ -38,9 +38,13 @@ _TITLES = {
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI responses of a route for these statuses."""
     schema = {"$ref": "#/components/schemas/Problem"}
-    return {
+    described: dict[int | str, dict[str, Any]] = {
         status: {"description": _TITLES[status], "content": {MEDIA_TYPE: {"schema": schema}}} for status in statuses
     }
+    for status in {429, 503} & set(statuses):
+        seconds = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+        described[status]["headers"] = {"Retry-After": seconds}
+    return described
 
 
 def problem(

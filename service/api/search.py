@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
+from fastapi.openapi.models import Example
 
 from service.api.bodies import JsonRoute
 from service.api.encoding import Embedded, embed, json_response, tokenizer_for
@@ -16,16 +17,20 @@ from service.store.base import Hit, SearchOptions
 from service.store.filters import check_filter
 
 router = APIRouter(route_class=JsonRoute, tags=["search"])
-_EXAMPLE = {
-    "query": "merge two sorted lists",
-    "top_k": 3,
-    "filter": {"must": [{"key": "module", "match": {"value": "heapq"}}]},
+_EXAMPLES: dict[str, Example] = {
+    "example": {
+        "value": {
+            "query": "merge two sorted lists",
+            "top_k": 3,
+            "filter": {"must": [{"key": "module", "match": {"value": "heapq"}}]},
+        }
+    }
 }
 
 
 @router.post("/search", response_model=SearchResponse, responses=problems(400, 404, 409, 413, 415, 422, 429, 500, 503))
 async def search(
-    request: Request, body: Annotated[SearchRequest, Body(examples=[_EXAMPLE])], services: ServicesDep
+    request: Request, body: Annotated[SearchRequest, Body(openapi_examples=_EXAMPLES)], services: ServicesDep
 ) -> Response:
     """Documents by descending cosine; a list of queries gives a list of result lists."""
     started = time.monotonic()

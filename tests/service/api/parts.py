@@ -8,7 +8,7 @@ from service.encoders.checkpoint import Checkpoint
 from service.encoders.prompt import Frame, TokenContract
 
 DIMENSION = 32
-MAX_LENGTH = 64
+MAX_LENGTH = 100
 
 
 def byte_tokenizer() -> Tokenizer:

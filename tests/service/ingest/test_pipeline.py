@@ -134,7 +134,7 @@ def test_pipeline_batches_are_bounded_in_tokens_and_documents():
 def test_pipeline_list_with_a_too_long_document_writes_nothing_and_names_it():
     async def body():
         async with rig() as it:
-            with pytest.raises(TextTooLongError, match=r"documents\[1\] \(id 'd2'\) has 67 tokens, the limit is 64"):
+            with pytest.raises(TextTooLongError, match=r"documents\[1\] \(id 'd2'\) has 103 tokens, the limit is 100"):
                 await it.ingest([doc(1), doc(2, LONG), doc(3)])
             assert it.store.writes == []
 

@@ -1,0 +1,144 @@
+"""The service on a real socket, in this process: `on_ready` makes the requests and ends it by a signal."""
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+
+import httpx
+import pytest
+
+from service.app import create_app, run
+from service.encoders.worker import LocalEncoder
+from service.server import serve
+from service.settings import ApiSettings, EncoderSettings, Settings, StoreSettings
+from service.store.memory import MemoryStore
+from tests.fakes import FakeEncoder
+from tests.service.api.parts import DIMENSION, tiny_checkpoint
+
+
+def settings(**api):
+    return Settings(api=ApiSettings(**{"port": 0, "drain_seconds": 1, **api}), store=StoreSettings(kind="memory"))
+
+
+def make_app(settings, store=None):
+    encoder = LocalEncoder(FakeEncoder(DIMENSION))
+    return create_app(settings, checkpoint=tiny_checkpoint(), encoder=encoder, store=store or MemoryStore())
+
+
+class Visitor:
+    """Calls the service from a thread once it is ready, then ends it."""
+
+    def __init__(self, visit, end=signal.SIGTERM):
+        self._visit, self._end = visit, end
+        self.result = None
+
+    def on_ready(self, url):
+        self._thread = threading.Thread(target=self._run, args=(url,))
+        self._thread.start()
+
+    def _run(self, url):
+        try:
+            with httpx.Client(base_url=url, timeout=10) as http:
+                self.result = self._visit(http)
+        finally:
+            os.kill(os.getpid(), self._end)
+
+    def join(self):
+        self._thread.join()
+        return self.result
+
+
+def visit(visit, end=signal.SIGTERM, **api):
+    visitor = Visitor(visit, end)
+    chosen = settings(**api)
+    code = serve(make_app(chosen), chosen.api, log_level="warning", on_ready=visitor.on_ready)
+    return code, visitor.join()
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_server_answers_and_ends_in_order(end):
+    code, status = visit(lambda http: http.get("/health/ready").status_code, end)
+
+    assert (code, status) == (0, 200)
+
+
+def test_server_answers_413_while_the_client_still_sends():
+    def send_too_much(http):
+        response = http.post("/embed", content=b"x" * 3_000_000, headers={"content-type": "application/json"})
+        return response.status_code, response.json()["code"]
+
+    assert visit(send_too_much, max_body_bytes=1000) == (0, (413, "body_too_large"))
+
+
+def test_server_answers_413_to_a_body_without_length():
+    def send_chunks(http):
+        chunks = (b"x" * 1000 for _ in range(3000))
+        return http.post("/embed", content=chunks, headers={"content-type": "application/json"}).status_code
+
+    assert visit(send_chunks, max_body_bytes=1000) == (0, 413)
+
+
+def test_server_takes_a_stream_in_chunks():
+    def send_lines(http):
+        lines = (f'{{"id": "{number}", "text": "text {number}"}}\n'.encode() for number in range(2000))
+        return http.post("/documents", content=lines, headers={"content-type": "application/x-ndjson"}).json()
+
+    assert visit(send_lines)[1]["indexed"] == 2000
+
+
+def test_server_port_taken_is_one_line_and_code_2(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        code = serve(make_app(settings(port=port)), settings(port=port).api, log_level="warning")
+
+    assert code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"127.0.0.1:{port}" in error
+    assert "EOSEEK_API__PORT" in error
+
+
+def test_server_unknown_host_is_one_line_and_code_2(capsys):
+    chosen = settings(host="256.0.0.1")
+
+    assert serve(make_app(chosen), chosen.api, log_level="warning") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+class OldStore(MemoryStore):
+    async def start(self):
+        await self.create_collection("default", fingerprint="e" * 64, dimension=DIMENSION)
+
+
+def test_server_store_of_another_checkpoint_is_one_line_and_code_2(capsys):
+    chosen = settings()
+
+    assert serve(make_app(chosen, OldStore()), chosen.api, log_level="warning") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "eeee" in error
+    assert "ffff" in error
+
+
+def test_server_checkpoint_missing_is_one_line_and_code_2(capsys, tmp_path):
+    encoder = EncoderSettings(checkpoint=str(tmp_path / "none"))
+
+    code = run(Settings(api=ApiSettings(port=0), encoder=encoder, store=StoreSettings(kind="memory")))
+
+    error = capsys.readouterr().err
+    assert (code, error.count("\n")) == (2, 1)
+    assert "none" in error
+
+
+class InterruptedStore(MemoryStore):
+    async def start(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.Event().wait()
+
+
+def test_server_interrupted_while_starting_ends_at_once():
+    chosen = settings()
+
+    assert serve(make_app(chosen, InterruptedStore()), chosen.api, log_level="warning") == 130
