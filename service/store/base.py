@@ -1,7 +1,8 @@
 """The store contract: documents with one embedding each, in collections that belong to a checkpoint's fingerprint.
 
 Three implementations are held to one test suite: `memory` (exact, the oracle), `edge` (embedded), `qdrant` (server).
-A collection's public name points at a physical collection `name--fingerprint8`, so that a re-index can switch in one step.
+A collection's public name points at a physical collection `name--fingerprint8`, so that a re-index can switch in one
+step.
 """
 
 import hashlib
@@ -71,7 +72,7 @@ class CollectionInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """What to return and from what; `exact` scans everything instead of using an index."""
+    """What to return and from what: scores above the threshold; `exact` scans everything instead of using an index."""
 
     top_k: int = 10
     offset: int = 0
@@ -123,6 +124,8 @@ class Store(Protocol):
 
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
         """Insert or replace whole documents; all or none of the call becomes visible.
+
+        Of two points with the same id the last one wins. `qdrant` stores more than 256 points in several requests.
 
         Raises:
             InvalidInputError: an embedding of another dimension, or not finite.

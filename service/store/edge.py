@@ -6,6 +6,7 @@ restart.
 """
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from service.errors import StoreError
+from service.errors import NotFoundError, StoreError
 from service.store.base import CollectionInfo, Document, Embedding, Filter, Hit, Point, SearchOptions
 from service.store.points import (
     check_cursor,
@@ -99,7 +100,9 @@ class EdgeStore:
     async def drop_collection(self, name: str) -> None:
         """See `Store`."""
         async with self._creating:
-            await self._call("drop", name)
+            self._dimension(name)
+            with contextlib.suppress(NotFoundError):  # gone already if the child died after it
+                await self._call("drop", name)
             del self._dimensions[name]
 
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:

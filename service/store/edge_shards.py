@@ -69,7 +69,9 @@ class EdgeShards:
         os.close(self._lock)
 
     def create(self, name: str, fingerprint: str, dimension: int) -> dict[str, Any]:
-        """Create a collection that does not exist."""
+        """Create a collection. One that is there, because a call is repeated after a crash, is left as it is."""
+        if name in self._shards:
+            return self.describe(name)
         physical = physical_name(name, fingerprint)
         directory = self._collections / physical
         shutil.rmtree(directory, ignore_errors=True)

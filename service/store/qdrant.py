@@ -64,9 +64,9 @@ class QdrantStore:
             async with asyncio.timeout(self._settings.timeout_seconds):
                 await self._await_server()
         except TimeoutError:
+            way = f"gRPC port {self._settings.grpc_port}" if self._settings.grpc else "HTTP"
             raise ConfigurationError(
-                f"no Qdrant server answers at {self._settings.url} (gRPC: port 6334, off by EOSEEK_STORE__GRPC=false); "
-                f"start one or set EOSEEK_STORE__URL"
+                f"no Qdrant server answers at {self._settings.url} ({way}); start one or set EOSEEK_STORE__URL"
             ) from None
 
     async def stop(self) -> None:
@@ -276,6 +276,7 @@ class QdrantStore:
                 self._is_ready = False
                 self._probe = asyncio.create_task(self._await_server(), name="probe qdrant")
             raise
+        self._is_ready = True
         return result
 
     async def _await_server(self) -> None:
@@ -294,6 +295,7 @@ def _client(settings: StoreSettings) -> AsyncQdrantClient:
     return AsyncQdrantClient(
         url=settings.url,
         prefer_grpc=settings.grpc,
+        grpc_port=settings.grpc_port,
         api_key=settings.api_key,
         timeout=math.ceil(settings.timeout_seconds),
         check_compatibility=False,  # it asks in a thread at construction and only warns

@@ -226,6 +226,13 @@ def test_create_over_a_half_made_directory_starts_afresh(tmp_path: Path) -> None
     shards.close()
 
 
+def test_create_repeated_after_a_crash_keeps_what_is_there(tmp_path: Path) -> None:
+    made(tmp_path)
+    shards = EdgeShards(tmp_path)
+    assert shards.create("c", "f" * 64, 2)["num_documents"] == 1
+    shards.close()
+
+
 def test_drop_leaves_no_files(tmp_path: Path) -> None:
     made(tmp_path)
     shards = EdgeShards(tmp_path)
