@@ -96,7 +96,8 @@ class StoreSettings(Group):
         "http://127.0.0.1:6333", description="Qdrant server for kind `qdrant`; `:memory:` is the client's local mode."
     )
     api_key: str | None = Field(None, description="Key of the Qdrant server.")
-    grpc: bool = Field(True, description="Speak gRPC (port 6334) to the Qdrant server rather than HTTP.")
+    grpc: bool = Field(True, description="Speak gRPC to the Qdrant server rather than HTTP.")
+    grpc_port: int = Field(6334, gt=0, le=65535, description="gRPC port of the Qdrant server.")
     timeout_seconds: float = Field(30.0, gt=0, description="Limit of one call to the store, seconds.")
     collection: str = Field("default", description="Collection used when a request names none; created at start.")
 
