@@ -1,10 +1,13 @@
 """The store room: where documents and their embeddings are kept; see `base` for the contract."""
 
-from service.settings import StoreSettings
-from service.store.base import Store
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the embedded store's child imports this package too, and should start fast
+    from service.settings import StoreSettings
+    from service.store.base import Store
 
 
-def open_store(settings: StoreSettings) -> Store:
+def open_store(settings: "StoreSettings") -> "Store":
     """The store that is configured, not started yet. Only its own client library is imported."""
     match settings.kind:
         case "memory":

@@ -17,6 +17,7 @@ import numpy as np
 
 from service.errors import NotFoundError, StoreError
 from service.store.base import CollectionInfo, Document, Embedding, Filter, Hit, Point, SearchOptions
+from service.store.filters import stored_form
 from service.store.points import (
     check_cursor,
     check_embeddings,
@@ -130,12 +131,12 @@ class EdgeStore:
 
     async def delete_matching(self, collection: str, filter: Filter) -> int:
         """See `Store`. The number may be too small if the child died meanwhile."""
-        num_deleted: int = await self._call("delete_matching", collection, filter)
+        num_deleted: int = await self._call("delete_matching", collection, stored_form(filter))
         return num_deleted
 
     async def count(self, collection: str, filter: Filter | None = None) -> int:
         """See `Store`."""
-        num_matching: int = await self._call("count", collection, filter)
+        num_matching: int = await self._call("count", collection, _stored(filter))
         return num_matching
 
     async def search(self, collection: str, embedding: Embedding, options: SearchOptions) -> list[Hit]:
@@ -145,16 +146,16 @@ class EdgeStore:
     async def search_batch(self, collection: str, embeddings: Embedding, options: SearchOptions) -> list[list[Hit]]:
         """See `Store`; all queries share one pass over the vectors."""
         queries = check_embeddings(embeddings, self._dimension(collection))
-        found = await self._call("search", collection, queries, asdict(options))
+        plain = asdict(options) | {"filter": _stored(options.filter)}
+        found = await self._call("search", collection, queries, plain)
         return [[Hit(document=from_payload(payload), score=score) for payload, score in hits] for hits in found]
 
     async def scroll(
         self, collection: str, *, after: str | None = None, batch_size: int = 256, filter: Filter | None = None
     ) -> tuple[list[Point], str | None]:
         """See `Store`; the order is that of the point ids."""
-        payloads, embeddings, following = await self._call(
-            "scroll", collection, check_cursor(after), batch_size, filter
-        )
+        found = await self._call("scroll", collection, check_cursor(after), batch_size, _stored(filter))
+        payloads, embeddings, following = found
         pairs = zip(payloads, embeddings, strict=True)
         return [Point(document=from_payload(payload), embedding=row) for payload, row in pairs], following
 
@@ -193,6 +194,10 @@ class EdgeStore:
             return await self._child.call(method, *args, timeout=self._timeout_seconds)
         except ChildDiedError as error:
             raise StoreError(f"the embedded store died twice in {method}; see its log lines") from error
+
+
+def _stored(filter: Filter | None) -> Filter | None:
+    return None if filter is None else stored_form(filter)
 
 
 class _Upsert:

@@ -1,4 +1,4 @@
-"""Checked filters as Qdrant Edge's condition objects; runs in the store's child process."""
+"""Checked filters in their stored form as Qdrant Edge's condition objects; runs in the store's child process."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ import numpy as np
 import qdrant_edge as edge
 
 from service.store.base import Filter
-from service.store.filters import stored_form
 
 _MATCHES = {
     "value": edge.MatchValue,
@@ -20,17 +19,8 @@ _MATCHES = {
 }
 
 
-def edge_filter(filter: Filter) -> edge.Filter:
-    """A checked filter over stored payloads."""
-    return _filter(stored_form(filter))
-
-
-def optional_edge_filter(filter: Filter | None) -> edge.Filter | None:
-    """`edge_filter`; None stays None."""
-    return None if filter is None else edge_filter(filter)
-
-
-def _filter(stored: dict[str, Any]) -> edge.Filter:
+def edge_filter(stored: Filter) -> edge.Filter:
+    """A filter as `filters.stored_form` gives it."""
     clauses: dict[str, Any] = {}
     for clause, value in stored.items():
         if clause == "min_should":
@@ -38,6 +28,11 @@ def _filter(stored: dict[str, Any]) -> edge.Filter:
         else:
             clauses[clause] = [_condition(each) for each in value]
     return edge.Filter(**clauses)
+
+
+def optional_edge_filter(stored: Filter | None) -> edge.Filter | None:
+    """`edge_filter`; None stays None."""
+    return None if stored is None else edge_filter(stored)
 
 
 def _condition(condition: dict[str, Any]) -> Any:
@@ -62,6 +57,6 @@ def _condition(condition: dict[str, Any]) -> Any:
         case {"is_null": {"key": key}}:
             return edge.IsNullCondition(key)
         case {"nested": {"key": key, "filter": inner}}:
-            return edge.NestedCondition(key, _filter(inner))
+            return edge.NestedCondition(key, edge_filter(inner))
         case _:
-            return _filter(condition)
+            return edge_filter(condition)

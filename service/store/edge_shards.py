@@ -32,7 +32,7 @@ def build(config: dict[str, Any]) -> "EdgeShards":
 
 
 class EdgeShards:
-    """All collections under one path; arguments and results are plain values and arrays."""
+    """All collections under one path; arguments and results are plain values and arrays, filters are in stored form."""
 
     def __init__(self, path: Path) -> None:
         """Lock the path, clear what is half made and open all shards.
