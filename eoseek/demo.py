@@ -124,7 +124,8 @@ def _live_documents() -> Iterator[DemoDocument]:
 
 
 def _member_documents(member: Any, name: str, module: str) -> Iterator[DemoDocument]:
-    if not callable(member) or getattr(member, "__module__", module) not in (module, f"_{module}"):
+    is_alias = getattr(member, "__name__", name) != name
+    if not callable(member) or is_alias or getattr(member, "__module__", module) not in (module, f"_{module}"):
         return
     full_name = name if module == "builtins" else f"{module}.{name}"
     if not inspect.isclass(member):

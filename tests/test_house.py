@@ -1,5 +1,6 @@
 """What the README and the house files say, checked against the code."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -55,15 +56,28 @@ def commands(group=None, prefix=()):
 COMMANDS = dict(commands())
 
 
-def shell_lines() -> list[str]:
-    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    joined = "".join(blocks).replace("\\\n", " ")
-    return [line for line in joined.splitlines() if line and not line.startswith("#")]
+def shell_commands() -> list[list[str]]:
+    """The words of each command in README's shell examples; a quoted argument may span lines."""
+    blocks = "".join(re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+    found, pending = [], ""
+    for line in blocks.replace("\\\n", " ").splitlines():
+        pending += line + "\n"
+        if pending.count("'") % 2 == 0:
+            found.append(shlex.split(pending, comments=True))
+            pending = ""
+    return [words for words in found if words]
 
 
 def readme_calls(program: str) -> list[list[str]]:
-    words = [shlex.split(line, comments=True) for line in shell_lines()]
-    return [each[each.index(program) + 1 :] for each in words if program in each]
+    return [words[words.index(program) + 1 :] for words in shell_commands() if program in words]
+
+
+def test_readme_json_examples_are_json():
+    blocks = re.findall(r"^```json\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    bodies = re.findall(r"-d '(\{.*?\})'", README, re.DOTALL)
+    assert bodies
+    for text in [*bodies, *(each for block in blocks for each in re.split(r"\n(?=\{)", block))]:
+        json.loads(text)
 
 
 def test_readme_settings_table_is_the_code_s():
