@@ -1,0 +1,123 @@
+"""A run from its config: data, model and trainer put together, its record written, resumed where asked."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from service.encoders.torch_encoder import choose_device
+from service.errors import ConfigurationError
+from training.base import open_base
+from training.config import TrainingConfig, config_as_dict, config_from, versions
+from training.data.collator import Collator
+from training.data.mixture import Mixture, load_mixture
+from training.data.sampler import Sampler
+from training.data.teacher import TeacherVectors
+from training.held_out import HeldOutTask
+from training.loss import Objective
+from training.model import build_model
+from training.saving import checkpoints
+from training.trainer import EmbeddingTrainer, Steps
+
+RECORD = "run.json"
+# what may differ between a run and its continuation: none of it changes what a step computes, beyond rounding
+_MAY_CHANGE = frozenset({"num_steps", "output", "data_root", "logging_steps", "saving", "memory", "fsdp"})
+
+
+def train(config: TrainingConfig, *, resume: bool = False) -> Path:
+    """Train, in one process or in each process of a launcher such as torchrun.
+
+    Args:
+        config: of the run.
+        resume: go on from the newest checkpoint of `config.run_dir`.
+    Returns:
+        The newest checkpoint.
+    Raises:
+        ConfigurationError: nothing to resume, a run that is already there, another config or other data than its.
+        DataError: training data that cannot be used.
+        TrainingDivergedError: a loss or gradient that is not finite.
+        CheckpointSaveError: a checkpoint that could not be written.
+    """
+    newest = _newest(config, resume)
+    mixture = load_mixture(config)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    if state.is_main_process:
+        _write_record(config, mixture, resume)
+    state.wait_for_everyone()
+    trainer = _trainer(config, mixture, state, resumes=resume)
+    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    return checkpoints(config.run_dir)[-1]
+
+
+def _trainer(config: TrainingConfig, mixture: Mixture, state: PartialState, *, resumes: bool) -> EmbeddingTrainer:
+    base = open_base(config.base, config.run_dir / "base", trust_remote_code=config.trust_remote_code)
+    vectors = config.distillation.vectors
+    teacher = TeacherVectors(config.data_path(vectors)) if vectors and config.distillation.is_on else None
+    model = build_model(
+        base, config, device=choose_device("auto"), teacher_dimension=None if teacher is None else teacher.dimension
+    )
+    sampler = Sampler(
+        [len(each.examples) for each in mixture.sets],
+        ratios=[each.ratio for each in mixture.sets],
+        batch_size=config.batch_size,
+        num_steps=config.num_steps,
+        seed=config.seed,
+    )
+    collator = Collator(
+        mixture.sets,
+        base.contract,
+        seed=config.seed,
+        teacher=teacher,
+        process=state.process_index,
+        num_processes=state.num_processes,
+    )
+    return EmbeddingTrainer(
+        model,
+        config,
+        Steps(sampler, collator),
+        objective=Objective(config.loss, config.distillation, projection=model.projection),
+        held_out=HeldOutTask(mixture.held_out, base.contract, config) if mixture.held_out.corpus else None,
+        resumes=resumes,
+    )
+
+
+def _newest(config: TrainingConfig, resume: bool) -> Path | None:
+    found = checkpoints(config.run_dir)
+    if resume and not found:
+        raise ConfigurationError(f"{config.run_dir} holds no checkpoint to resume from")
+    if found and not resume:
+        raise ConfigurationError(
+            f"{config.run_dir} holds {found[-1].name}: resume that run, or give this one another name or output"
+        )
+    return found[-1] if resume else None
+
+
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """`config`, `data` (sha256 by path), `versions` of a run. Raises ConfigurationError."""
+    try:
+        record: dict[str, Any] = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{run_dir / RECORD}: {error}; is this the directory of a run?") from error
+    return record
+
+
+def read_run_config(run_dir: Path) -> TrainingConfig:
+    """The config that a run was started with. Raises ConfigurationError."""
+    return config_from(read_record(run_dir)["config"], str(run_dir / RECORD))
+
+
+def _write_record(config: TrainingConfig, mixture: Mixture, resume: bool) -> None:
+    plain = config_as_dict(config)
+    if resume:
+        before = read_record(config.run_dir)
+        different = [key for key in plain if key not in _MAY_CHANGE and before["config"].get(key) != plain[key]]
+        if different:
+            raise ConfigurationError(f"{config.run_dir} was trained with another {', '.join(different)}")
+        changed = [path for path, sha256 in mixture.hashes.items() if before["data"].get(path) != sha256]
+        if changed:
+            raise ConfigurationError(f"{changed[0]} is not the file that {config.run_dir} was trained on")
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    record = {"config": plain, "data": mixture.hashes, "versions": versions()}
+    (config.run_dir / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
