@@ -3,8 +3,9 @@
     python -m benchmarks.reference --data ../shared/data/scifact --out runs/scifact.json
 
 Prints the metrics and keeps them with every query's ranking; the service is then held against them by
-`eoseek evaluate`. Run it with OMP_NUM_THREADS=1: it starts one process a core. Batches of two: twice as fast as eight, whose states fall
-out of the caches. On two cores SmolLM2-135M needs about an hour for SciFact, MiniLM a few minutes.
+`eoseek evaluate`. Run it with OMP_NUM_THREADS=1: it starts one process a core. Batches of two are twice as fast as
+batches of eight, whose states fall out of the caches. On two cores SmolLM2-135M needs about an hour for SciFact,
+MiniLM a few minutes.
 """
 
 import argparse
