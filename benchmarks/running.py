@@ -1,0 +1,103 @@
+"""A real service in a child process, and the texts that the measurements send to it."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service: where it listens and its process."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
+
+    def is_ready(self) -> bool:
+        """Whether /health/ready says so."""
+        try:
+            return httpx.get(f"{self.url}/health/ready", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def worker(self) -> psutil.Process:
+        """The encoder worker: the child that has loaded a model, so the largest."""
+        return max(psutil.Process(self.process.pid).children(), key=lambda child: child.memory_info().rss)
+
+
+@contextmanager
+def running_service(**settings: str) -> Iterator[Service]:
+    """`eoseek serve` on a free port with a store of its own; `settings` as `encoder__dtype="float32"`."""
+    with tempfile.TemporaryDirectory() as directory, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        variables = {f"EOSEEK_{key.upper()}": value for key, value in settings.items()}
+        variables |= {"EOSEEK_API__PORT": str(port), "EOSEEK_STORE__PATH": f"{directory}/store"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "eoseek", "serve"], env=os.environ | variables, stderr=subprocess.DEVNULL
+        )
+        service = Service(f"http://127.0.0.1:{port}", process)
+        try:
+            wait_until_ready(service)
+            yield service
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
+
+
+def wait_until_ready(service: Service, limit_seconds: float = 120) -> float:
+    """Seconds until /health/ready answers 200."""
+    start = time.perf_counter()
+    while not service.is_ready():
+        if time.perf_counter() - start > limit_seconds or service.process.poll() is not None:
+            raise RuntimeError(f"the service was not ready after {time.perf_counter() - start:.0f} s")
+        time.sleep(0.05)
+    return time.perf_counter() - start
+
+
+def real_texts() -> list[str]:
+    """Abstracts of SciFact where the data is at hand, else docstrings of the standard library."""
+    corpus = DATA / "scifact" / "corpus.jsonl.gz"
+    if corpus.exists():
+        with gzip.open(corpus, "rt", encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
+        return [f"{row['title']}. {row['text']}" for row in rows]
+    from eoseek.demo import standard_library_documents
+
+    return [document.text for document in standard_library_documents()]
+
+
+def texts_of_lengths(num_words: list[int], seed: int) -> list[str]:
+    """Real running text, cut to these numbers of words."""
+    generator = random.Random(seed)
+    stock = real_texts()
+    texts = []
+    for wanted in num_words:
+        found: list[str] = []
+        while len(found) < wanted:
+            found += generator.choice(stock).split()
+        texts.append(" ".join(found[:wanted]))
+    return texts
+
+
+def write_json(path: Path | None, result: object) -> None:
+    """Keep a result where a file was asked for."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n")
