@@ -43,7 +43,7 @@ def main() -> int:
     documents, queries = workload(arguments.texts)
     num_tokens = [len(ids) for ids in checkpoint.contract.documents([("", text) for text in documents]).token_ids]
     print(
-        f"{len(documents)} documents of {np.mean(num_tokens):.0f} tokens (up to {max(num_tokens)}), {len(queries)} queries"
+        f"{len(documents)} documents of {np.mean(num_tokens):.0f} tokens, up to {max(num_tokens)}; {len(queries)} queries"
     )
     with running_service(encoder__checkpoint=arguments.checkpoint) as service:
         engines: dict[str, Callable[[], Measurement]] = {
@@ -171,10 +171,9 @@ def report(medians: dict[str, Measurement]) -> int:
     ok = True
     for key, floor in FLOORS.items():
         ratio = ours[key] / theirs[key]
+        verdict = "PASS" if ratio >= floor else "FAIL"
         ok &= ratio >= floor
-        print(
-            f"{'PASS' if ratio >= floor else 'FAIL'}  {key}: {ratio:.2f}x sentence-transformers bfloat16, floor {floor}x"
-        )
+        print(f"{verdict}  {key}: {ratio:.2f}x sentence-transformers bfloat16, floor {floor}x")
     return 0 if ok else 1
 
 

@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from service.encoders.base import Embeddings, Pooling, TokenIds
 from service.encoders.checkpoint import T5_FAMILIES, Checkpoint, load_checkpoint, weight_files
@@ -141,6 +142,7 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, trust
         ConfigurationError: weights missing, corrupt, or not of this architecture.
     """
     weight_files(checkpoint.path)
+    disable_progress_bar()  # a bar for a second of loading, in the middle of a service's log
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
         loader = AutoModelForTextEncoding if config.model_type in T5_FAMILIES else AutoModel
