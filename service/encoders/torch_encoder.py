@@ -142,7 +142,8 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, trust
         ConfigurationError: weights missing, corrupt, or not of this architecture.
     """
     weight_files(checkpoint.path)
-    disable_progress_bar()  # a bar for a second of loading, in the middle of a service's log
+    # a bar for a second of loading, in the middle of a service's log
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
         loader = AutoModelForTextEncoding if config.model_type in T5_FAMILIES else AutoModel
