@@ -41,9 +41,9 @@ def main() -> int:
     arguments = parser.parse_args()
     checkpoint = load_checkpoint(arguments.checkpoint)
     documents, queries = workload(arguments.texts)
-    num_tokens = [len(ids) for ids in checkpoint.contract.documents([("", text) for text in documents]).token_ids]
+    tokens = [len(ids) for ids in checkpoint.contract.documents([("", text) for text in documents]).token_ids]
     print(
-        f"{len(documents)} documents, mean {np.mean(num_tokens):.0f} tokens, at most {max(num_tokens)}; {len(queries)} queries"
+        f"{len(documents)} documents, mean {np.mean(tokens):.0f} tokens, at most {max(tokens)}; {len(queries)} queries"
     )
     with running_service(encoder__checkpoint=arguments.checkpoint) as service:
         engines: dict[str, Callable[[], Measurement]] = {
