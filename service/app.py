@@ -155,6 +155,7 @@ def _worker_encoder(settings: EncoderSettings, checkpoint: Checkpoint, metrics: 
         "threads": settings.threads,
         "max_length": settings.max_length,
         "trust_remote_code": settings.trust_remote_code,
+        "fingerprint": checkpoint.fingerprint,
     }
     return WorkerEncoder(
         options,

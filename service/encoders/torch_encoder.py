@@ -177,6 +177,7 @@ def load_encoder(
     threads: int = 0,
     max_length: int | None = None,
     trust_remote_code: bool = False,
+    fingerprint: str | None = None,
 ) -> TorchEncoder:
     """Load a checkpoint and run the contract check.
 
@@ -187,10 +188,17 @@ def load_encoder(
         threads: CPU threads; 0 leaves torch's choice, one a core.
         max_length: as `load_checkpoint`.
         trust_remote_code: as `load_checkpoint`.
+        fingerprint: what the caller's vectors belong to; None takes whatever is there.
     Raises:
         ConfigurationError: the checkpoint cannot be served; says why.
     """
     checkpoint = load_checkpoint(checkpoint_path, max_length=max_length, trust_remote_code=trust_remote_code)
+    if fingerprint not in (None, checkpoint.fingerprint):
+        # a worker that restarts must not embed with weights that were put there since
+        raise ConfigurationError(
+            f"checkpoint {checkpoint.path} has changed: its fingerprint is {checkpoint.fingerprint}, the service started "
+            f"with {fingerprint}; put the old one back, or restart the service and re-index"
+        )
     if threads:
         torch.set_num_threads(threads)
     device = choose_device(device)

@@ -180,6 +180,12 @@ def test_load_encoder_missing_weights_would_be_random_and_are_refused(tmp_path: 
         load_encoder(str(path), device="cpu")
 
 
+def test_load_encoder_weights_changed_since_the_start_are_refused(tmp_path: Path) -> None:
+    path = write_tiny_checkpoint(tmp_path / "tiny")
+    with pytest.raises(ConfigurationError, match="has changed.*the service started with abc"):
+        load_encoder(str(path), device="cpu", fingerprint="abc")
+
+
 def test_choose_dtype_auto_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert choose_dtype("auto", "cpu") is torch.bfloat16
