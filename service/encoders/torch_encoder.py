@@ -196,8 +196,8 @@ def load_encoder(
     if fingerprint not in (None, checkpoint.fingerprint):
         # a worker that restarts must not embed with weights that were put there since
         raise ConfigurationError(
-            f"checkpoint {checkpoint.path} has changed: its fingerprint is {checkpoint.fingerprint}, the service started "
-            f"with {fingerprint}; put the old one back, or restart the service and re-index"
+            f"checkpoint {checkpoint.path} has changed: its fingerprint is {checkpoint.fingerprint}, "
+            f"the service started with {fingerprint}; put the old one back, or restart the service and re-index"
         )
     if threads:
         torch.set_num_threads(threads)

@@ -182,7 +182,7 @@ def test_load_encoder_missing_weights_would_be_random_and_are_refused(tmp_path: 
 
 def test_load_encoder_weights_changed_since_the_start_are_refused(tmp_path: Path) -> None:
     path = write_tiny_checkpoint(tmp_path / "tiny")
-    with pytest.raises(ConfigurationError, match="has changed.*the service started with abc"):
+    with pytest.raises(ConfigurationError, match=r"has changed.*the service started with abc"):
         load_encoder(str(path), device="cpu", fingerprint="abc")
 
 
