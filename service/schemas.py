@@ -131,7 +131,7 @@ class SearchRequest(Body):
     instruction: str | None = Field(None, description=_INSTRUCTION)
     top_k: int = Field(10, ge=1, description="Most results for a query.")
     collection: CollectionName | None = Field(None, description=_COLLECTION)
-    filter: StorableObject | None = Field(None, description="Qdrant's filter JSON over `metadata`, `title` and `id`.")
+    filter: StorableObject | None = Field(None, description="Qdrant's filter JSON; keys address metadata.")
     score_threshold: float | None = Field(None, description="Leave out results with a lower cosine.")
     offset: int = Field(0, ge=0, description="Results to skip.")
     with_text: bool = Field(True, description="Return titles and texts, not ids, scores and metadata only.")

@@ -104,7 +104,10 @@ async def delete_documents(
         limit = services.settings.api.max_documents
         check_count(len(body.ids), limit, field="ids", setting="EOSEEK_API__MAX_DOCUMENTS")
         return DeleteResponse(deleted=await services.store.delete(name, body.ids))
-    return DeleteResponse(deleted=await services.store.delete_matching(name, check_filter(body.filter)))
+    conditions = check_filter(body.filter)
+    if not any(conditions.values()):
+        raise InvalidInputError("An empty filter matches every document; to delete them all, DELETE the collection.")
+    return DeleteResponse(deleted=await services.store.delete_matching(name, conditions))
 
 
 @router.get("/{document_id:path}", responses=problems(404, 422, 500, 503))

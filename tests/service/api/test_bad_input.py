@@ -111,6 +111,8 @@ REFUSED = {
     "filter in delete": ("/documents/delete", {"filter": {"must": [{"key": "x", "rang": {}}]}}, "must[0]"),
     "delete nothing": ("/documents/delete", {}, "either ids or filter"),
     "delete both": ("/documents/delete", {"ids": ["a"], "filter": {}}, "either ids or filter"),
+    "delete by an empty filter": ("/documents/delete", {"filter": {}}, "matches every document"),
+    "delete by empty conditions": ("/documents/delete", {"filter": {"must": []}}, "matches every document"),
     "delete no ids": ("/documents/delete", {"ids": []}, "ids"),
     "openai without model": ("/v1/embeddings", {"input": "a"}, "model: is missing"),
     "openai empty": ("/v1/embeddings", {"input": "", "model": "m"}, "input: is empty"),

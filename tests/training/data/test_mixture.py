@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,15 +34,16 @@ def test_hold_out_does_not_depend_on_the_order_of_lines() -> None:
     assert hold_out(examples, 5)[1] == hold_out(examples[::-1], 5)[1]
 
 
-def test_hold_out_keeps_scores_beside_their_negatives() -> None:
-    held_positive = hold_out([_example("a", "p"), _example("b", "r")], 1)[1][0].positives[0]
-    other = _example("c", "s", "n", held_positive.text, "m")
-    scored = Example(
-        query="c", positives=other.positives, negatives=other.negatives, positive_scores=(9.0,),
-        negative_scores=(1.0, 2.0, 3.0),
-    )  # fmt: skip
-    rest, _ = hold_out([_example("a", "p"), _example("b", "r"), scored], 0)
-    assert scored in rest
+def test_hold_out_drops_the_scores_of_dropped_negatives() -> None:
+    plain = [_example("a", "p"), _example("b", "r")]
+    answer = hold_out(plain, 1)[1][0].positives[0].text
+    other = next(each.positives[0].text for each in plain if each.positives[0].text != answer)
+    # this query sorts last among those of its positive, so it is not the one held out
+    scored = replace(_example("z", other, "n", answer, "m"), negative_scores=(1.0, 2.0, 3.0))
+    rest, _ = hold_out([*plain, scored], 1)
+    (left,) = [each for each in rest if each.query == "z"]
+    assert [each.text for each in left.negatives] == ["n", "m"]
+    assert left.negative_scores == (1.0, 3.0)
 
 
 def test_shared_positives_join_the_lines_of_one_query() -> None:
