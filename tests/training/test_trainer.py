@@ -1,0 +1,230 @@
+import errno
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from service.errors import ConfigurationError
+from tests.checkpoints import SPECIAL_TOKENS, byte_tokenizer, tiny_model, write_tiny_checkpoint
+from tests.training.conftest import toy_rows, write_lines
+from training.base import open_base
+from training.config import TrainingConfig
+from training.data.formats import DocumentText
+from training.data.teacher import write_teacher_vectors
+from training.errors import CheckpointSaveError, TrainingDivergedError
+from training.loss import Objective
+from training.model import WEIGHTS
+from training.run import read_record, train
+from training.saving import checkpoints
+
+MakeConfig = Callable[..., TrainingConfig]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _history(run_dir: Path) -> list[dict[str, float]]:
+    state = json.loads((checkpoints(run_dir)[-1] / "trainer_state.json").read_text())
+    return [each for each in state["log_history"] if "loss" in each]
+
+
+def _assert_same_state(left: Path, right: Path) -> None:
+    for name, tensor in load_file(left / WEIGHTS).items():
+        assert torch.equal(tensor, load_file(right / WEIGHTS)[name]), name
+    states = [torch.load(each / "optimizer.pt", weights_only=True) for each in (left, right)]
+    for index, state in states[0]["state"].items():
+        for key, value in state.items():
+            assert torch.equal(value, states[1]["state"][index][key]), (index, key)
+    assert all(map(torch.equal, states[0]["masters"], states[1]["masters"]))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_lowers_the_loss(make_config: MakeConfig, precision: str) -> None:
+    config = make_config(
+        num_steps=12, optimizer={"learning_rate": 1e-3}, memory={"chunk_tokens": 128, "precision": precision}
+    )
+    train(config)
+    losses = [each["loss"] for each in _history(config.run_dir)]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_resumed_equals_uninterrupted_bit_for_bit(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    changes: dict[str, Any] = {
+        "num_steps": 6,
+        "tuning": {"rank": 4, "dropout": 0.2},
+        "memory": {"chunk_tokens": 128, "precision": precision},
+    }
+    whole, broken = make_config(name="whole", **changes), make_config(name="broken", **changes)
+    train(whole)
+    _interrupt_at(monkeypatch, calls=4)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken)
+    monkeypatch.undo()
+    assert [each.name for each in checkpoints(broken.run_dir)] == ["checkpoint-2"]
+    train(broken, resume=True)
+    _assert_same_state(checkpoints(whole.run_dir)[-1], checkpoints(broken.run_dir)[-1])
+    assert [each["loss"] for each in _history(broken.run_dir)] == [each["loss"] for each in _history(whole.run_dir)]
+
+
+def _interrupt_at(monkeypatch: pytest.MonkeyPatch, *, calls: int) -> None:
+    original, seen = Objective.__call__, []
+
+    def interrupted(self: Objective, *args: Any) -> Any:
+        seen.append(None)
+        if len(seen) == calls:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(Objective, "__call__", interrupted)
+
+
+def test_training_full_tuning_leaves_embeddings_alone(make_config: MakeConfig) -> None:
+    config = make_config(num_steps=2, tuning={"method": "full"})
+    tuned = load_file(train(config) / WEIGHTS)
+    assert "backbone.layers.0.mlp.up_proj.weight" in tuned
+    assert not any("embed_tokens" in name for name in tuned)
+
+
+def test_training_evaluates_and_keeps_the_best(make_config: MakeConfig) -> None:
+    config = make_config(
+        num_steps=8,
+        optimizer={"learning_rate": 1e-3},
+        evaluation={"every_steps": 4, "held_out_queries": 8, "corpus_size": 40},
+    )
+    newest = train(config)
+    state = json.loads((newest / "trainer_state.json").read_text())
+    scores = [each["eval_ndcg@10"] for each in state["log_history"] if "eval_ndcg@10" in each]
+    best = json.loads((config.run_dir / "best" / "scores.json").read_text())
+    assert len(scores) == 3
+    assert max(scores) == best["scores"]["ndcg@10"] == state["best_metric"]
+    assert (config.run_dir / "best" / WEIGHTS).exists()
+
+
+def test_training_keeps_the_newest_checkpoints_and_a_record(make_config: MakeConfig) -> None:
+    config = make_config(num_steps=6)
+    train(config)
+    assert [each.name for each in checkpoints(config.run_dir)] == ["checkpoint-4", "checkpoint-6"]
+    record = read_record(config.run_dir)
+    assert record["config"]["num_steps"] == 6
+    assert len(record["data"]["toy.jsonl"]) == 64
+    assert "torch" in record["versions"]
+    assert list((config.run_dir / "runs").rglob("events.out.tfevents.*"))
+
+
+def test_training_nan_loss_stops_and_keeps_the_last_checkpoint(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Objective.__call__
+
+    def diverging(self: Objective, *args: Any) -> Any:
+        seen.append(None)
+        terms = original(self, *args)
+        return terms if len(seen) < 4 else terms | {"loss": terms["loss"] * math.nan}
+
+    seen: list[None] = []
+    monkeypatch.setattr(Objective, "__call__", diverging)
+    config = make_config(num_steps=6)
+    with pytest.raises(TrainingDivergedError, match=r"step 4, set toy: the loss is nan"):
+        train(config)
+    (kept,) = checkpoints(config.run_dir)
+    assert kept.name == "checkpoint-2"
+    assert all(tensor.isfinite().all() for tensor in load_file(kept / WEIGHTS).values())
+
+
+def test_training_full_disk_keeps_the_checkpoint_before(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = torch.save
+
+    def save(content: Any, path: Any, **options: Any) -> None:
+        if ".checkpoint-4.new" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(content, path, **options)
+
+    monkeypatch.setattr(torch, "save", save)
+    config = make_config(num_steps=6)
+    with pytest.raises(CheckpointSaveError, match=r"checkpoint-4 could not be written .*No space left"):
+        train(config)
+    assert [each.name for each in checkpoints(config.run_dir)] == ["checkpoint-2"]
+    assert not list(config.run_dir.glob(".checkpoint-*"))
+    monkeypatch.undo()
+    assert train(config, resume=True).name == "checkpoint-6"
+
+
+def test_training_second_start_of_a_run_is_refused(make_config: MakeConfig) -> None:
+    train(make_config(num_steps=2))
+    with pytest.raises(ConfigurationError, match="holds checkpoint-2: resume that run"):
+        train(make_config(num_steps=2))
+
+
+def test_training_nothing_to_resume_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigurationError, match="holds no checkpoint to resume"):
+        train(make_config(), resume=True)
+
+
+def test_training_resume_with_another_config_is_refused(make_config: MakeConfig) -> None:
+    train(make_config(num_steps=2))
+    with pytest.raises(ConfigurationError, match="was trained with another seed"):
+        train(make_config(num_steps=4, seed=5), resume=True)
+
+
+def test_training_resume_with_other_data_is_refused(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config(num_steps=2)
+    train(config)
+    write_lines(tmp_path / "toy.jsonl", toy_rows()[:-1])
+    with pytest.raises(ConfigurationError, match=r"toy\.jsonl is not the file"):
+        train(config, resume=True)
+
+
+def test_training_unknown_target_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigurationError, match=r"tuning\.targets \['wq'\]"):
+        train(make_config(tuning={"targets": ["wq"]}))
+
+
+def test_training_distils_vectors_through_a_projection(tmp_path: Path, make_config: MakeConfig) -> None:
+    generator = np.random.default_rng(0)
+    config = make_config(
+        num_steps=3,
+        distillation={"vectors": "teacher", "kl_weight": 1.0, "vector_weight": 1.0, "margin_mse_weight": 1.0},
+    )
+    rows = toy_rows()
+    write_teacher_vectors(
+        tmp_path / "teacher",
+        teacher="random",
+        queries=[row["query"] for row in rows],
+        documents=[DocumentText("", text) for row in rows for text in (row["positive"], *row["negatives"])],
+        encode_queries=lambda texts: generator.standard_normal((len(texts), 5), dtype=np.float32),
+        encode_documents=lambda texts: generator.standard_normal((len(texts), 5), dtype=np.float32),
+    )
+    tuned = load_file(train(config) / WEIGHTS)
+    assert tuned["projection.weight"].shape == (5, 32)
+    assert {"kl", "margin_mse", "vector", "info_nce"} <= _history(config.run_dir)[0].keys()
+
+
+def test_base_without_closing_eos_is_completed(tmp_path: Path) -> None:
+    base = write_tiny_checkpoint(tmp_path / "plain")
+    byte_tokenizer("$A").save(str(base / "tokenizer.json"))
+    checkpoint = open_base(str(base), tmp_path / "run" / "base")
+    assert checkpoint.path == tmp_path / "run" / "base"
+    assert checkpoint.contract.documents([("", "x")]).token_ids[0][-1] == 2
+    assert checkpoint.path.joinpath("model.safetensors").resolve() == base / "model.safetensors"
+
+
+def test_base_whose_tokenizer_names_no_eos_is_refused(tmp_path: Path) -> None:
+    tiny_model("llama", eos_token_id=None).save_pretrained(tmp_path / "plain")
+    byte_tokenizer("$A").save(str(tmp_path / "plain" / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": SPECIAL_TOKENS["pad_token"]}
+    (tmp_path / "plain" / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigurationError, match="names an EOS token"):
+        open_base(str(tmp_path / "plain"), tmp_path / "run" / "base")
