@@ -6,10 +6,11 @@ that a resumed run needs: what was sent beyond it is sent again, and the service
 
 import gzip
 import json
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -146,13 +147,13 @@ def ingest_lines(
         UnreadableError: from `lines`; what was read before it has been sent.
     """
     run = _Run(client, options, on_failure, on_progress, start or Watermark())
-    with ThreadPoolExecutor(options.concurrency, thread_name_prefix="ingest") as pool:
-        try:
-            run.feed(pool, islice(lines, run.watermark.line, None))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            client.close()  # ends the calls under way, which the pool would wait for
-            raise
+    try:
+        run.feed(islice(lines, run.watermark.line, None))
+    except UnreadableError:
+        raise
+    except BaseException:
+        client.close()  # calls that wait for another attempt end now
+        raise
     return run.watermark
 
 
@@ -175,19 +176,19 @@ class _Run:
         self._window: deque[tuple[_Batch, Future[_Outcome]]] = deque()
         self._batch = _Batch()
 
-    def feed(self, pool: ThreadPoolExecutor, lines: Iterable[Line]) -> None:
+    def feed(self, lines: Iterable[Line]) -> None:
         """Sends all lines and waits for the last acknowledgement."""
         try:
             for line in lines:
-                self._add(pool, line)
+                self._add(line)
                 if len(self._batch) >= self._options.batch_size or self._batch.num_bytes >= _MAX_BATCH_BYTES:
-                    self._submit(pool)
+                    self._submit()
         except UnreadableError:
-            self._drain(pool)
+            self._drain()
             raise
-        self._drain(pool)
+        self._drain()
 
-    def _add(self, pool: ThreadPoolExecutor, line: Line) -> None:
+    def _add(self, line: Line) -> None:
         if line.data.strip():
             try:
                 document_id, data = _checked(line)
@@ -195,20 +196,20 @@ class _Run:
                 self._batch.refused.append((line.number, str(error)))
             else:
                 if any(document_id in batch.documents for batch in [self._batch, *(b for b, _ in self._window)]):
-                    self._drain(pool)
+                    self._drain()
                 self._batch.documents[document_id] = (line.number, data)
                 self._batch.num_bytes += len(data)
         self._batch.line, self._batch.position = line.number, line.position
 
-    def _submit(self, pool: ThreadPoolExecutor) -> None:
+    def _submit(self) -> None:
         batch, self._batch = self._batch, _Batch()
-        self._window.append((batch, pool.submit(_send, self._client, batch, self._options)))
-        while len(self._window) > self._options.concurrency:
+        while len(self._window) >= self._options.concurrency:
             self._acknowledge()
+        self._window.append((batch, _in_background(partial(_send, self._client, batch, self._options))))
 
-    def _drain(self, pool: ThreadPoolExecutor) -> None:
+    def _drain(self) -> None:
         if self._batch.line:
-            self._submit(pool)
+            self._submit()
         while self._window:
             self._acknowledge()
 
@@ -246,6 +247,20 @@ def _checked(line: Line) -> tuple[str, bytes]:
     if not isinstance(document_id, str):
         raise ValueError("needs `id` or `_id`, a string")
     return document_id, text.encode("utf-8")
+
+
+def _in_background(work: Callable[[], _Outcome]) -> Future[_Outcome]:
+    """Runs `work` in a daemon thread: after an interrupt nobody waits for an answer that may take minutes."""
+    future: Future[_Outcome] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="ingest", daemon=True).start()
+    return future
 
 
 def _send(client: Client, batch: _Batch, options: IngestOptions) -> _Outcome:
