@@ -128,18 +128,23 @@ def save_tuned(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | Non
     save_file({name: each.detach().contiguous().cpu() for name, each in state.items()}, folder / WEIGHTS)
 
 
-def load_tuned(model: EmbeddingModel, folder: Path) -> None:
+def load_tuned(model: EmbeddingModel, folder: Path, *, ignore: tuple[str, ...] = ()) -> None:
     """Read what `save_tuned` wrote.
 
+    Args:
+        model: of the same configuration.
+        folder: where it was written.
+        ignore: beginnings of names to leave out.
     Raises:
         ConfigurationError: missing, or the weights of another configuration.
     """
     from safetensors.torch import load_file
 
     try:
-        state = load_file(folder / WEIGHTS)
-    except (OSError, ValueError) as error:
+        saved = load_file(folder / WEIGHTS)
+    except Exception as error:  # safetensors raises a kind of its own
         raise ConfigurationError(f"{folder / WEIGHTS}: {error}") from error
+    state = {name: each for name, each in saved.items() if not name.startswith(ignore)}
     tuned = model.tuned_parameters()
     if state.keys() != tuned.keys():
         different = sorted(state.keys() ^ tuned.keys())

@@ -41,6 +41,7 @@ class CheckpointCard:
     query_template: str = DEFAULT_QUERY_TEMPLATE
     instructions: Mapping[str, str] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)  # recipe, data hashes, scores
+    probes: Mapping[str, str] = field(default_factory=dict)  # document text to its embedding, float32, base64
 
 
 def add_closing_eos(tokenizer: Tokenizer, eos_token: str) -> None:
