@@ -1,4 +1,4 @@
-"""BM25 on bm25s, with a tokenizer that serves Chinese, Japanese and Korean: the miner's lexical teacher, and a baseline.
+"""BM25 on bm25s, with a tokenizer that serves Chinese, Japanese and Korean: a teacher of the miner, and a baseline.
 
 Words are lower-cased runs of letters and digits; text without spaces is cut into pairs of characters. No stop words and
 no stemming, so that it is the same for every language; English loses a point or so of nDCG by that.
