@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from service.errors import ConfigurationError, EoseekError
+from training.cli import app as training_app
 
 if TYPE_CHECKING:
     from eoseek.client import Client, Hit
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 model_app = typer.Typer(no_args_is_help=True, help="Checkpoints on this machine.")
 app.add_typer(model_app, name="model")
+app.add_typer(training_app)
 
 Url = Annotated[str, typer.Option(envvar="EOSEEK_URL", help="Where the service listens.")]
 Collection = Annotated[str | None, typer.Option(help="Default: the service's own default collection.")]

@@ -19,13 +19,15 @@ class CheckpointEmbedder:
         Args:
             checkpoint: a directory, a hub name or `default`.
             instruction: of queries; None is the checkpoint's own.
-            max_length: tokens at which texts are cut; None is the checkpoint's limit.
+            max_length: tokens at which texts are cut, where the checkpoint's own limit does not cut them before.
             dtype: as `load_encoder`.
         Raises:
             ConfigurationError: as `load_checkpoint`.
         """
-        self._contract = load_checkpoint(checkpoint, max_length=max_length).contract
-        self._encoder = load_encoder(checkpoint, max_length=max_length, dtype=dtype)
+        loaded = load_checkpoint(checkpoint)
+        limit = loaded.max_length if max_length is None else min(max_length, loaded.max_length)
+        self._contract = loaded.contract.limited_to(limit)
+        self._encoder = load_encoder(checkpoint, dtype=dtype)
         self._instruction = instruction
 
     @property

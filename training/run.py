@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from service.encoders.checkpoint import Checkpoint
 from service.encoders.torch_encoder import choose_device
 from service.errors import ConfigurationError
 from training.base import open_base
@@ -53,6 +54,7 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Path:
 
 def _trainer(config: TrainingConfig, mixture: Mixture, state: PartialState, *, resumes: bool) -> EmbeddingTrainer:
     base = open_base(config.base, config.run_dir / "base", trust_remote_code=config.trust_remote_code)
+    _check_lengths(mixture, base)
     vectors = config.distillation.vectors
     teacher = TeacherVectors(config.data_path(vectors)) if vectors and config.distillation.is_on else None
     model = build_model(
@@ -81,6 +83,16 @@ def _trainer(config: TrainingConfig, mixture: Mixture, state: PartialState, *, r
         held_out=HeldOutTask(mixture.held_out, base.contract, config) if mixture.held_out.corpus else None,
         resumes=resumes,
     )
+
+
+def _check_lengths(mixture: Mixture, base: Checkpoint) -> None:
+    for each in mixture.sets:
+        longest = max(each.query_length, each.document_length)
+        if longest > base.max_length:
+            raise ConfigurationError(
+                f"set {each.name}: texts of {longest} tokens are over the {base.max_length} of the base; "
+                "lower query_length or document_length"
+            )
 
 
 def _newest(config: TrainingConfig, resume: bool) -> Path | None:

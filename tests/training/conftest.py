@@ -49,6 +49,8 @@ def make_config(tmp_path: Path, tiny_base: Path) -> Callable[..., TrainingConfig
             "num_steps": 4,
             "batch_size": 8,
             "num_negatives": 1,
+            "query_length": 64,
+            "document_length": 64,
             "sets": [{"name": "toy", "path": "toy.jsonl", "instructions": ["Find it", ""]}],
             "tuning": {"rank": 4},
             "memory": {"chunk_tokens": 128, "precision": "float32"},

@@ -192,6 +192,11 @@ def test_training_unknown_target_is_refused(make_config: MakeConfig) -> None:
         train(make_config(tuning={"targets": ["wq"]}))
 
 
+def test_training_texts_over_the_bases_length_are_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigurationError, match="texts of 200 tokens are over the 100 of the base"):
+        train(make_config(document_length=200))
+
+
 def test_training_distils_vectors_through_a_projection(tmp_path: Path, make_config: MakeConfig) -> None:
     generator = np.random.default_rng(0)
     config = make_config(
