@@ -40,6 +40,7 @@ class SetConfig:
     instructions: tuple[str, ...] = ("",)  # one is drawn for each query in each epoch; "" is none
     weight: Positive = 1.0  # multiplies the set's share of batches
     in_batch_negatives: bool = True  # off: only a query's own negatives count
+    follows_teacher: bool = True  # off: no distillation, for languages that the teacher does not know
     num_negatives: Annotated[int, Ge(0)] | None = None  # hard negatives a query; None is the run's
     query_length: Annotated[int, Gt(1)] | None = None  # tokens; None is the run's
     document_length: Annotated[int, Gt(1)] | None = None
@@ -93,7 +94,7 @@ class DistillationConfig:
     vectors: str | None = None  # folder of teacher vectors, below `data_root`
     kl_weight: Weight = 0.0
     margin_mse_weight: Weight = 0.0
-    vector_weight: Weight = 0.0  # match the vectors themselves through a projection
+    vector_weight: Weight = 0.0  # match the vectors themselves through a rotation
     teacher_temperature: Positive = 0.05
 
     def __post_init__(self) -> None:

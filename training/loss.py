@@ -110,8 +110,13 @@ def margin_mse(scores_BN: Tensor, teacher_BN: Tensor, *, targets_B: Tensor, mask
 
 
 def vector_match(embeddings_ND: Tensor, teacher_NK: Tensor, projection: nn.Module) -> Tensor:
-    """Mean of 1 - cosine between the projected embeddings and the teacher's vectors."""
-    return 1.0 - functional.cosine_similarity(projection(embeddings_ND.float()), teacher_NK, dim=-1).mean()
+    """Mean of 1 - the product of projected embeddings and the teacher's vectors, both of unit length before.
+
+    Under a projection that keeps lengths (see `training.model.rotation`) it is 0 only where the embeddings are the
+    teacher's vectors, turned, so that their scores are the teacher's scores too.
+    """
+    turned_NK = projection(embeddings_ND.float())
+    return 1.0 - (turned_NK * functional.normalize(teacher_NK.float(), dim=-1)).sum(dim=-1).mean()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,11 +77,21 @@ def build_model(
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
     projection = None
     if config.distillation.vector_weight and teacher_dimension:
-        projection = nn.Linear(checkpoint.dimension, teacher_dimension, bias=False, device=device)
+        projection = rotation(checkpoint.dimension, teacher_dimension).to(device)
     model = EmbeddingModel(backbone, pooling=config.pooling or checkpoint.pooling, projection=projection)
     for parameter in model.tuned_parameters().values():
         parameter.grad_dtype = torch.float32
     return model
+
+
+def rotation(dimension: int, teacher_dimension: int) -> nn.Module:
+    """A tuned linear map whose rows or columns, whichever are fewer, stay orthonormal.
+
+    A free projection can fit a teacher's vectors while the embeddings themselves lie otherwise; this one only turns.
+    """
+    linear = nn.Linear(dimension, teacher_dimension, bias=False)
+    nn.init.orthogonal_(linear.weight)
+    return nn.utils.parametrizations.orthogonal(linear, orthogonal_map="householder", use_trivialization=False)
 
 
 def apply_tuning(backbone: PreTrainedModel, tuning: TuningConfig) -> None:

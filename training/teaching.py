@@ -23,7 +23,8 @@ def teach(
         DataError: data that cannot be used.
         ConfigurationError: the teacher does not load.
     """
-    examples = [example for each in load_mixture(config).sets for example in each.examples]
+    sets = [each for each in load_mixture(config).sets if each.follows_teacher]
+    examples = [example for each in sets for example in each.examples]
     # queries get the teacher's own instruction, so one vector serves whatever instruction the student is given
     embedder = CheckpointEmbedder(teacher, max_length=config.document_length)
     return write_teacher_vectors(

@@ -6,6 +6,7 @@ from torch import nn
 
 from training.config import DistillationConfig, LossConfig
 from training.loss import Objective, Targets, info_nce, margin_mse, score_list_kl, symmetric_info_nce, vector_match
+from training.model import rotation
 
 _EYE = torch.eye(2)
 
@@ -118,10 +119,30 @@ def test_margin_mse_by_hand() -> None:
     assert loss.item() == pytest.approx((0.5 - 1.0) ** 2)
 
 
-def test_vector_match_of_the_teachers_own_vectors_is_zero() -> None:
-    projection = nn.Linear(2, 3, bias=False)
+def test_vector_match_of_the_teachers_own_vectors_turned_is_zero() -> None:
+    projection = rotation(2, 3)
     vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     assert vector_match(vectors, projection(vectors) * 5, projection).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_vector_match_of_embeddings_outside_the_teachers_space_is_not_zero() -> None:
+    # the third direction means nothing to a teacher of two dimensions and would still change scores
+    projection = rotation(3, 2)
+    outside = torch.linalg.svd(projection.weight.detach())[2][2:]
+    assert vector_match(outside, torch.tensor([[1.0, 0.0]]), projection).item() == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("dimension", "teacher_dimension"), [(4, 6), (6, 4)])
+def test_rotation_keeps_orthonormal_rows_or_columns_through_updates(dimension: int, teacher_dimension: int) -> None:
+    torch.manual_seed(0)
+    projection = rotation(dimension, teacher_dimension)
+    optimizer = torch.optim.Adam(projection.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        projection(torch.randn(5, dimension)).square().mul(torch.rand(teacher_dimension)).sum().backward()
+        optimizer.step()
+    weight = projection.weight if teacher_dimension < dimension else projection.weight.T
+    torch.testing.assert_close(weight @ weight.T, torch.eye(4), atol=1e-5, rtol=0)
 
 
 def test_objective_is_the_weighted_sum_of_its_terms() -> None:

@@ -197,7 +197,7 @@ def test_training_texts_over_the_bases_length_are_refused(make_config: MakeConfi
         train(make_config(document_length=200))
 
 
-def test_training_distils_vectors_through_a_projection(tmp_path: Path, make_config: MakeConfig) -> None:
+def test_training_distils_vectors_through_a_rotation(tmp_path: Path, make_config: MakeConfig) -> None:
     generator = np.random.default_rng(0)
     config = make_config(
         num_steps=3,
@@ -213,7 +213,7 @@ def test_training_distils_vectors_through_a_projection(tmp_path: Path, make_conf
         encode_documents=lambda texts: generator.standard_normal((len(texts), 5), dtype=np.float32),
     )
     tuned = load_file(train(config) / WEIGHTS)
-    assert tuned["projection.weight"].shape == (5, 32)
+    assert tuned["projection.parametrizations.weight.original"].shape == (5, 32)
     assert {"kl", "margin_mse", "vector", "info_nce"} <= _history(config.run_dir)[0].keys()
 
 
@@ -233,3 +233,19 @@ def test_base_whose_tokenizer_names_no_eos_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plain" / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(ConfigurationError, match="names an EOS token"):
         open_base(str(tmp_path / "plain"), tmp_path / "run" / "base")
+
+
+def test_training_set_that_follows_no_teacher_needs_no_vectors_of_it(tmp_path: Path, make_config: MakeConfig) -> None:
+    write_teacher_vectors(
+        tmp_path / "teacher",
+        teacher="of other texts",
+        queries=["not in the set"],
+        documents=[],
+        encode_queries=lambda texts: np.ones((len(texts), 5), dtype=np.float32),
+        encode_documents=lambda texts: np.ones((len(texts), 5), dtype=np.float32),
+    )
+    distillation = {"vectors": "teacher", "kl_weight": 1.0, "vector_weight": 1.0}
+    sets = [{"name": "toy", "path": "toy.jsonl", "follows_teacher": False}]
+    config = make_config(num_steps=2, sets=sets, distillation=distillation)
+    train(config)
+    assert "vector" not in _history(config.run_dir)[0]

@@ -93,7 +93,8 @@ class Collator:
         queries, truncated_queries = self._tokenized_queries(_own(rows, query_counts, self._process), training_set)
         contract = self._contracts[training_set.document_length]
         tokenized = contract.documents(_own(list(documents), document_counts, self._process), truncate=True)
-        vectors = None if self._teacher is None else self._teacher_vectors(rows, documents)
+        follows = self._teacher is not None and training_set.follows_teacher
+        vectors = self._teacher_vectors(rows, documents) if follows else None
         return Batch(
             set_name=training_set.name,
             queries=queries,

@@ -24,6 +24,7 @@ class TrainingSet:
     instructions: tuple[str, ...]
     ratio: float  # share of batches, of any sum
     in_batch_negatives: bool
+    follows_teacher: bool
     num_negatives: int
     query_length: int
     document_length: int
@@ -98,6 +99,7 @@ def _training_set(config: SetConfig, examples: list[Example], run: TrainingConfi
         instructions=config.instructions,
         ratio=config.weight * len(examples) ** run.size_exponent,
         in_batch_negatives=config.in_batch_negatives,
+        follows_teacher=config.follows_teacher,
         num_negatives=run.num_negatives if config.num_negatives is None else config.num_negatives,
         query_length=config.query_length or run.query_length,
         document_length=config.document_length or run.document_length,

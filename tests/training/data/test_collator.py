@@ -28,7 +28,8 @@ def _example(query: str, positives: str, negatives: str = "") -> Example:
 
 def _set(examples: list[Example], **changes: Any) -> TrainingSet:
     options: dict[str, Any] = {
-        "name": "set", "instructions": ("",), "ratio": 1.0, "in_batch_negatives": True, "num_negatives": 2,
+        "name": "set", "instructions": ("",), "ratio": 1.0, "in_batch_negatives": True, "follows_teacher": True,
+        "num_negatives": 2,
         "query_length": 16, "document_length": 16,
     }  # fmt: skip
     return TrainingSet(examples=examples, shared_positives=shared_positives(examples), **(options | changes))
