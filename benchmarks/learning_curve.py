@@ -1,0 +1,99 @@
+"""Draws how the held-out score of training runs grew, a line a run, and writes the numbers beside the picture.
+
+    python -m benchmarks.learning_curve RUN... --output FILE.svg [--label NAME]... [--metric ndcg@10]
+
+A run is the folder that `eoseek train` writes. Its TensorBoard events are read, and the log in its newest checkpoint,
+which alone remains where only the checkpoint was kept.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.running import write_json
+from training.saving import checkpoints
+
+Curve = dict[int, float]  # step to score
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--output", type=Path, required=True, help=".svg or .png; the numbers go to .json beside it")
+    parser.add_argument("--label", action="append", help="of each run in turn; default: the names of their folders")
+    parser.add_argument("--metric", default="ndcg@10", help="or that of one set, as questions/ndcg@10")
+    arguments = parser.parse_args()
+    labels = arguments.label or [run.name for run in arguments.runs]
+    if len(labels) != len(arguments.runs) or len(set(labels)) != len(labels):
+        parser.error(f"{len(arguments.runs)} runs need as many different labels, not {labels}; give each its --label")
+    curves = {label: curve(run, arguments.metric) for label, run in zip(labels, arguments.runs, strict=True)}
+    empty = [str(run) for run, points in zip(arguments.runs, curves.values(), strict=True) if not points]
+    if empty:
+        print(f"{', '.join(empty)}: no evaluation of {arguments.metric} yet", file=sys.stderr)
+        return 2
+    write_json(
+        arguments.output.with_suffix(".json"),
+        {"metric": arguments.metric, "runs": {label: list(points.items()) for label, points in curves.items()}},
+    )
+    draw(curves, arguments.metric, arguments.output)
+    report(curves)
+    return 0
+
+
+def curve(run: Path, metric: str) -> Curve:
+    """Scores of a run by step, in order of steps."""
+    points = from_events(run, metric)
+    for checkpoint in checkpoints(run)[-1:]:
+        points |= from_state(checkpoint / "trainer_state.json", metric)
+    return dict(sorted(points.items()))
+
+
+def from_state(path: Path, metric: str) -> Curve:
+    history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+    return {row["step"]: row[f"eval_{metric}"] for row in history if f"eval_{metric}" in row}
+
+
+def from_events(run: Path, metric: str) -> Curve:
+    """Of several starts, such as a run resumed, the newest says what a step scored."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    points: Curve = {}
+    for folder in sorted({file.parent for file in run.rglob("events.out.tfevents.*")}):
+        events = EventAccumulator(str(folder)).Reload()
+        if f"eval/{metric}" in events.Tags()["scalars"]:
+            points |= {event.step: event.value for event in events.Scalars(f"eval/{metric}")}
+    return points
+
+
+def draw(curves: dict[str, Curve], metric: str, path: Path) -> None:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "eoseek"  # equal numbers give an equal file
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for label, points in curves.items():
+        axes.plot(list(points), list(points.values()), marker="o", markersize=3.5, label=label)
+    axes.set(xlabel="step", ylabel=f"{metric} of the held-out part")
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(curves) > 1:
+        axes.legend(frameon=False)
+    else:
+        axes.set_title(next(iter(curves)))
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def report(curves: dict[str, Curve]) -> None:
+    steps: Sequence[int] = sorted({step for points in curves.values() for step in points})
+    print("| step | " + " | ".join(curves) + " |\n| ---: |" + " ---: |" * len(curves))
+    for step in steps:
+        cells = [f"{points[step]:.4f}" if step in points else "" for points in curves.values()]
+        print(f"| {step} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
