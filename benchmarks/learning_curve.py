@@ -60,7 +60,7 @@ def from_events(run: Path, metric: str) -> Curve:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     points: Curve = {}
-    for folder in sorted({file.parent for file in run.rglob("events.out.tfevents.*")}):
+    for folder in sorted({file.parent for file in run.glob("runs/*/events.out.tfevents.*")}):
         events = EventAccumulator(str(folder)).Reload()
         if f"eval/{metric}" in events.Tags()["scalars"]:
             points |= {event.step: event.value for event in events.Scalars(f"eval/{metric}")}
