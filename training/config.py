@@ -197,7 +197,8 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Train
 
     Args:
         path: the YAML file.
-        overrides: `{"tuning.rank": "32"}`: dotted name to a YAML value, instead of what the file says.
+        overrides: `{"tuning.rank": "32"}`: dotted name to a YAML value, instead of what the file says; `*` is each
+            entry of a list.
     Raises:
         ConfigurationError: unreadable, an unknown name, a wrong type or value; says which and why.
     """
@@ -234,11 +235,18 @@ def _refuse_accumulation(content: Mapping[str, Any]) -> None:
 
 def _override(content: dict[str, Any], name: str, value: Any) -> None:
     *groups, last = name.split(".")
+    places = [content]
     for group in groups:
-        content = content.setdefault(group, {})
-        if not isinstance(content, dict):
+        if group == "*":  # each entry of a list, as in `sets.*.max_examples`
+            places = [entry for place in places if isinstance(place, list) for entry in place]
+        else:
+            places = [place.setdefault(group, {}) for place in places if isinstance(place, dict)]
+        if not places or not all(isinstance(place, dict | list) for place in places):
             raise ConfigurationError(f"override {name}: {group} is no group")
-    content[last] = value
+    for place in places:
+        if not isinstance(place, dict):
+            raise ConfigurationError(f"override {name}: {groups[-1]} is a list; write {groups[-1]}.* for its entries")
+        place[last] = value
 
 
 def config_as_dict(config: TrainingConfig) -> dict[str, Any]:
