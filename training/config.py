@@ -235,7 +235,7 @@ def _refuse_accumulation(content: Mapping[str, Any]) -> None:
 
 def _override(content: dict[str, Any], name: str, value: Any) -> None:
     *groups, last = name.split(".")
-    places = [content]
+    places: list[Any] = [content]
     for group in groups:
         if group == "*":  # each entry of a list, as in `sets.*.max_examples`
             places = [entry for place in places if isinstance(place, list) for entry in place]
