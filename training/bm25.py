@@ -1,11 +1,12 @@
 """BM25 on bm25s, with a tokenizer that serves Chinese, Japanese and Korean: a teacher of the miner, and a baseline.
 
-Words are lower-cased runs of letters and digits; text without spaces is cut into pairs of characters. No stop words and
-no stemming, so that it is the same for every language; English loses a point or so of nDCG by that.
+Words are lower-cased runs of letters and digits; text without spaces is cut into pairs of characters. The miner takes
+them as they are, the same for every language; the baseline drops English stop words and stems, which leaves other
+scripts alone.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +27,51 @@ def words(text: str) -> list[str]:
     return terms
 
 
+def english_words() -> Callable[[str], list[str]]:
+    """As `words`, without single letters and English stop words, stemmed by Snowball: what the baseline indexes.
+
+    These are bm25s' own settings but for text without spaces; nDCG@10 on CACM, CISI and SciFact agrees to 0.001.
+    """
+    import Stemmer
+    from bm25s.stopwords import STOPWORDS_EN
+
+    stemmer, stop_words = Stemmer.Stemmer("english"), frozenset(STOPWORDS_EN)
+
+    def analyze(text: str) -> list[str]:
+        kept = [word for word in words(text) if (len(word) > 1 or _FIRST.match(word)) and word not in stop_words]
+        stems: list[str] = stemmer.stemWords(kept)
+        return stems
+
+    return analyze
+
+
 class Bm25:
     """An index over documents."""
 
-    def __init__(self, documents: Iterable[str], *, k1: float = 1.5, b: float = 0.75) -> None:
-        """Index documents, kept as numbers; raises ValueError if there is none."""
+    def __init__(
+        self,
+        documents: Iterable[str],
+        *,
+        k1: float = 1.5,
+        b: float = 0.75,
+        analyze: Callable[[str], list[str]] = words,
+    ) -> None:
+        """Index documents, kept as numbers.
+
+        Args:
+            documents: read once.
+            k1: how soon more of the same word stops counting.
+            b: how much a long document counts less, 0 to 1.
+            analyze: from a document or query to its terms.
+        Raises:
+            ValueError: no documents.
+        """
         import bm25s
 
+        self._analyze = analyze
         self._vocabulary: dict[str, int] = {}
         ids = [
-            [self._vocabulary.setdefault(word, len(self._vocabulary)) for word in words(document)]
+            [self._vocabulary.setdefault(word, len(self._vocabulary)) for word in analyze(document)]
             for document in documents
         ]
         if not ids:
@@ -48,7 +84,7 @@ class Bm25:
 
     def scores(self, query: str) -> NDArray[np.float32]:
         """The score of every document."""
-        known = [self._vocabulary[word] for word in words(query) if word in self._vocabulary]
+        known = [self._vocabulary[word] for word in self._analyze(query) if word in self._vocabulary]
         if not known:
             return np.zeros(self._num_documents, dtype=np.float32)
         scores: NDArray[np.float32] = self._index.get_scores_from_ids(known)

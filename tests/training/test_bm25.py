@@ -3,11 +3,21 @@ import math
 import numpy as np
 import pytest
 
-from training.bm25 import Bm25, best, words
+from training.bm25 import Bm25, best, english_words, words
 
 
 def test_words_cut_text_without_spaces_into_pairs() -> None:
     assert words("Héllo, wörld_2! 検索語 を x") == ["héllo", "wörld", "2", "検索", "索語", "を", "x"]
+
+
+def test_english_words_drop_stop_words_and_single_letters_and_stem() -> None:
+    assert english_words()("The retrieval of A x retrieves 検索語 を") == ["retriev", "retriev", "検索", "索語", "を"]
+
+
+def test_bm25_documents_and_queries_are_analyzed_alike() -> None:
+    scores = Bm25(["merging lists", "sorted items"], analyze=english_words()).scores("the merged list")
+    assert scores[0] > 0
+    assert scores[1] == 0
 
 
 def test_bm25_scores_by_hand() -> None:
