@@ -1,5 +1,10 @@
-"""TREC run files: `query_id Q0 document_id rank score tag`, so that any evaluation program can judge a run again."""
+"""Result files: TREC runs, which any evaluation program can judge again, and one JSON object a query with its metrics.
 
+A line of a TREC run is `query_id Q0 document_id rank score tag`.
+"""
+
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from training.evaluation.metrics import Run, ranking
@@ -33,6 +38,36 @@ def read_run(path: Path) -> dict[str, dict[str, float]]:
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: not `query_id Q0 document_id rank score tag`") from error
     return run
+
+
+def write_values(values: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Writes each query's metrics: `{"query_id": ..., "ndcg@10": ...}` a line."""
+    with open(path, "w", encoding="utf-8") as file:
+        for query_id, metrics in values.items():
+            file.write(json.dumps({"query_id": query_id, **metrics}, ensure_ascii=False) + "\n")
+
+
+def read_values(path: Path, metric: str) -> dict[str, float]:
+    """One metric of each query in a file that `write_values` wrote.
+
+    Raises:
+        ValueError: a malformed line or one without the metric, with its number.
+    """
+    values: dict[str, float] = {}
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+                values[str(row["query_id"])] = float(row[metric])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}:{number}: not a JSON object with `query_id` and `{metric}`") from error
+    return values
+
+
+def holds_values(path: Path) -> bool:
+    """Whether a file holds metrics a query rather than a TREC run."""
+    with open(path, encoding="utf-8") as file:
+        return file.read(1) == "{"
 
 
 def _field(text: str) -> str:

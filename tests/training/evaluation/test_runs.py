@@ -1,6 +1,6 @@
 import pytest
 
-from training.evaluation.runs import read_run, write_run
+from training.evaluation.runs import holds_values, read_run, read_values, write_run, write_values
 
 RUN = {"q1": {"b": 0.1, "a": 0.30000000000000004}, "q2": {"z": -1.0, "y": -1.0}}
 
@@ -34,3 +34,20 @@ def test_run_malformed_line_is_named(tmp_path, line):
     path.write_text(f"q Q0 d 1 0.5 eoseek\n{line}\n")
     with pytest.raises(ValueError, match="run:2: not"):
         read_run(path)
+
+
+def test_values_written_and_read_back_are_the_same(tmp_path):
+    path = tmp_path / "values"
+    write_values({"q1": {"ndcg@10": 0.1 + 0.2, "mrr@10": 1.0}, "q2": {"ndcg@10": 0.0, "mrr@10": 0.0}}, path)
+    assert read_values(path, "ndcg@10") == {"q1": 0.1 + 0.2, "q2": 0.0}
+    assert holds_values(path)
+    write_run(RUN, path, tag="eoseek")
+    assert not holds_values(path)
+
+
+@pytest.mark.parametrize("line", ["", "[]", '{"query_id": "q"}', '{"query_id": "q", "ndcg@10": null}'])
+def test_values_malformed_line_is_named(tmp_path, line):
+    path = tmp_path / "values"
+    path.write_text(f'{{"query_id": "p", "ndcg@10": 1}}\n{line}\n')
+    with pytest.raises(ValueError, match="values:2: not"):
+        read_values(path, "ndcg@10")
