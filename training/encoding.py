@@ -1,11 +1,25 @@
 """A checkpoint as a function from texts to embeddings, offline: for teachers, mining and evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from service.encoders.base import Embeddings
 from service.encoders.checkpoint import load_checkpoint
+from service.encoders.prompt import Tokenized
 from service.encoders.torch_encoder import load_encoder
 from training.data.formats import DocumentText
+
+_PIECE = 256  # texts between two calls of `progress`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """Embeddings of some texts, (texts, dimension), and how many of the texts were cut."""
+
+    embeddings: Embeddings
+    num_truncated: int
 
 
 class CheckpointEmbedder:
@@ -26,6 +40,8 @@ class CheckpointEmbedder:
         """
         loaded = load_checkpoint(checkpoint)
         limit = loaded.max_length if max_length is None else min(max_length, loaded.max_length)
+        self.fingerprint = loaded.fingerprint
+        self.max_length = limit
         self._contract = loaded.contract.limited_to(limit)
         self._encoder = load_encoder(checkpoint, dtype=dtype)
         self._instruction = instruction
@@ -35,11 +51,42 @@ class CheckpointEmbedder:
         """Length of an embedding."""
         return self._encoder.dimension
 
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether the checkpoint's frame has a place for an instruction."""
+        return "{instruction}" in self._contract.frame.query_template
+
     def queries(self, texts: Sequence[str]) -> Embeddings:
         """(len(texts), dimension), float32, unit length."""
-        tokenized = self._contract.queries(texts, instruction=self._instruction, truncate=True)
-        return self._encoder.encode(tokenized.token_ids)
+        return self.embed_queries(texts, instruction=self._instruction).embeddings
 
     def documents(self, documents: Sequence[DocumentText]) -> Embeddings:
         """As `queries`."""
-        return self._encoder.encode(self._contract.documents(documents, truncate=True).token_ids)
+        return self.embed_documents(documents).embeddings
+
+    def embed_queries(self, texts: Sequence[str], *, instruction: str | None) -> Embedded:
+        """As `queries`, under one instruction; None is the checkpoint's own, not the embedder's."""
+        return self._embed(self._contract.queries(texts, instruction=instruction, truncate=True), None)
+
+    def embed_documents(
+        self, documents: Sequence[tuple[str, str]], *, progress: Callable[[int], object] | None = None
+    ) -> Embedded:
+        """Embed (title, text) pairs, longest first, in pieces of similar length; the result is in input order.
+
+        Args:
+            documents: held as token ids at once, so give a block of them.
+            progress: told how many more are done.
+        """
+        return self._embed(self._contract.documents(documents, truncate=True), progress)
+
+    def _embed(self, tokenized: Tokenized, progress: Callable[[int], object] | None) -> Embedded:
+        token_ids = tokenized.token_ids
+        # longest first: what does not fit in memory fails at once
+        order = sorted(range(len(token_ids)), key=lambda index: -len(token_ids[index]))
+        embeddings = np.empty((len(token_ids), self.dimension), dtype=np.float32)
+        for start in range(0, len(order), _PIECE):
+            piece = order[start : start + _PIECE]
+            embeddings[piece] = self._encoder.encode([token_ids[index] for index in piece])
+            if progress is not None:
+                progress(len(piece))
+        return Embedded(embeddings=embeddings, num_truncated=len(tokenized.truncated))

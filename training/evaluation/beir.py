@@ -5,10 +5,13 @@ A line that cannot be read fails with its file and number rather than being pass
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+
+from training.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,63 @@ class Document:
     document_id: str
     text: str
     title: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedSet:
+    """Queries and judgements of one split; the corpus stays on disk."""
+
+    name: str
+    folder: Path
+    split: str
+    queries: dict[str, Query]
+    qrels: dict[str, dict[str, int]]
+
+    @property
+    def judged(self) -> list[Query]:
+        """The judged queries that have a text, in the order of the judgements."""
+        return [self.queries[query_id] for query_id in self.qrels if query_id in self.queries]
+
+
+def read_set(folder: Path, split: str | None = None) -> JudgedSet:
+    """A set without its corpus, which must be there.
+
+    Args:
+        folder: names the set.
+        split: None takes `test`, or the only one there is.
+    Raises:
+        FileNotFoundError: a file is missing.
+        DataError: a malformed line, a split that is not there, or one without judgements.
+    """
+    corpus_path(folder)
+    split = choose_split(folder, split)
+    qrels = read_qrels(folder, split)
+    if not qrels:
+        raise DataError(f"{folder / 'qrels' / split}.tsv: judges no query")
+    name = folder.resolve().name
+    return JudgedSet(name=name, folder=folder, split=split, queries=read_queries(folder), qrels=qrels)
+
+
+def choose_split(folder: Path, split: str | None) -> str:
+    """The split that is meant. Raises DataError, with the splits there are."""
+    there = sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))
+    if split in there:
+        return split
+    if split is None and ("test" in there or len(there) == 1):
+        return "test" if "test" in there else there[0]
+    missing = "no split `test`" if split is None else f"no split {split!r}"
+    raise DataError(f"{folder / 'qrels'}: {missing}; there is {', '.join(there) or 'none'}")
+
+
+def read_document_ids(folder: Path) -> list[str]:
+    """Ids of the corpus, in file order. Raises DataError for an id that comes twice."""
+    ids: dict[str, None] = {}
+    for row, place in _rows(corpus_path(folder)):
+        document_id = _string(row, "_id", place)
+        if document_id in ids:
+            raise DataError(f"{place}: document {document_id!r} was there before")
+        ids[document_id] = None
+    return list(ids)
 
 
 def corpus_path(folder: Path) -> Path:
@@ -57,7 +117,7 @@ def read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
 
     Raises:
         FileNotFoundError: no such split.
-        ValueError: a line that is not query id, document id and whole grade between tabs.
+        DataError: a line that is not query id, document id and whole grade between tabs.
     """
     path = folder / "qrels" / f"{split}.tsv"
     qrels: dict[str, dict[str, int]] = {}
@@ -70,7 +130,7 @@ def read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
                 query_id, document_id, grade = fields
                 qrels.setdefault(query_id, {})[document_id] = int(grade)
             except ValueError as error:
-                raise ValueError(f"{path}:{number}: not `query id, document id, grade` between tabs") from error
+                raise DataError(f"{path}:{number}: not `query id, document id, grade` between tabs") from error
     return qrels
 
 
@@ -86,25 +146,29 @@ def _open(path: Path) -> TextIO:
 
 
 def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    number = 0
     with _open(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            place = f"{path}:{number}"
-            if line.strip():
-                yield _row(line, place), place
+        try:
+            for number, line in enumerate(lines, start=1):
+                place = f"{path}:{number}"
+                if line.strip():
+                    yield _row(line, place), place
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+            raise DataError(f"{path}: cannot be read beyond line {number}: {error}") from error
 
 
 def _row(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{place}: not JSON: {error}") from error
+        raise DataError(f"{place}: not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{place}: not a JSON object")
+        raise DataError(f"{place}: not a JSON object")
     return row
 
 
 def _string(row: dict[str, Any], name: str, place: str) -> str:
     value = row.get(name)
     if not isinstance(value, str):
-        raise ValueError(f"{place}: needs `{name}`, a string")
+        raise DataError(f"{place}: needs `{name}`, a string")
     return value

@@ -2,7 +2,17 @@ import gzip
 
 import pytest
 
-from training.evaluation.beir import Document, Query, read_corpus, read_qrels, read_queries
+from training.errors import DataError
+from training.evaluation.beir import (
+    Document,
+    Query,
+    choose_split,
+    read_corpus,
+    read_document_ids,
+    read_qrels,
+    read_queries,
+    read_set,
+)
 
 
 @pytest.fixture
@@ -62,3 +72,54 @@ def test_read_missing_files_are_named(folder, tmp_path):
         read_qrels(folder, "dev")
     with pytest.raises(FileNotFoundError, match=r"corpus\.jsonl"):
         list(read_corpus(tmp_path / "qrels"))
+
+
+def test_read_set_judged_queries_follow_the_judgements(folder):
+    (folder / "qrels" / "test.tsv").write_text("q2\td2\t1\nq9\td1\t1\nq1\td1\t1\n")
+    judged = read_set(folder)
+    assert (judged.name, judged.split) == (folder.name, "test")
+    assert [query.query_id for query in judged.judged] == ["q2", "q1"]
+
+
+def test_read_set_split_that_judges_nothing_is_refused(folder):
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n")
+    with pytest.raises(DataError, match="judges no query"):
+        read_set(folder)
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "chosen"),
+    [
+        (["dev"], None, "dev"),
+        (["dev", "test"], None, "test"),
+        (["dev", "test"], "dev", "dev"),
+    ],
+)
+def test_choose_split_takes_test_or_the_only_one(tmp_path, there, asked, chosen):
+    (tmp_path / "qrels").mkdir()
+    for name in there:
+        (tmp_path / "qrels" / f"{name}.tsv").touch()
+    assert choose_split(tmp_path, asked) == chosen
+
+
+@pytest.mark.parametrize(("there", "asked"), [(["dev", "train"], None), (["dev", "train"], "test"), (["dev"], "test")])
+def test_choose_split_that_is_not_there_lists_those_that_are(tmp_path, there, asked):
+    (tmp_path / "qrels").mkdir()
+    for name in there:
+        (tmp_path / "qrels" / f"{name}.tsv").touch()
+    with pytest.raises(DataError, match=f"there is {', '.join(there)}"):
+        choose_split(tmp_path, asked)
+
+
+def test_read_document_ids_twice_the_same_is_refused(folder):
+    assert read_document_ids(folder) == ["d1", "d2"]
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress(b'{"_id": "d1", "text": "a"}\n{"_id": "d1", "text": "b"}\n'))
+    with pytest.raises(DataError, match=r"gz:2: document 'd1' was there before"):
+        read_document_ids(folder)
+
+
+def test_read_corpus_broken_gzip_is_named(folder):
+    path = folder / "corpus.jsonl.gz"
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(DataError, match="cannot be read beyond line"):
+        list(read_corpus(folder))
