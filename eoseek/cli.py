@@ -4,12 +4,13 @@ Data goes to stdout, progress and notes to stderr. Exit code 2 means that what w
 option, a file that is not there), 1 that work failed on the way. Heavy imports are inside the commands, for `--help`.
 """
 
+import importlib.util
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,10 +22,12 @@ from training.cli import app as training_app
 
 if TYPE_CHECKING:
     from eoseek.client import Client, Hit
-    from eoseek.evaluation import Evaluation
+    from eoseek.evaluation import EvaluationPlan
     from eoseek.ingest import IngestOptions
     from eoseek.loading import Loading
     from service.settings import Settings
+    from training.evaluation.beir import JudgedSet
+    from training.evaluation.report import Evaluation
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -142,36 +145,68 @@ def embed(
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Option(help="A folder in BEIR's layout.")],
-    url: Url = _URL,
-    split: Annotated[str, typer.Option(help="Which judgements: qrels/<split>.tsv.")] = "test",
-    collection: Annotated[str | None, typer.Option(help="Default: the folder's name.")] = None,
+    context: typer.Context,
+    data: Annotated[list[Path], typer.Option(help="A folder in BEIR's layout, repeatable.")],
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Option("--checkpoint", help="Encode offline by this directory, NAME=DIRECTORY or hub name, repeatable."),
+    ] = None,
+    bm25: Annotated[bool, typer.Option("--bm25", help="BM25 in the same table: English stop words and stems.")] = False,
+    url: Annotated[
+        str,
+        typer.Option(
+            envvar="EOSEEK_URL", help="The service that is judged where there is neither --checkpoint nor --bm25."
+        ),
+    ] = _URL,
+    split: Annotated[str | None, typer.Option(help="qrels/<split>.tsv; default: test, or the only one.")] = None,
+    collection: Annotated[str | None, typer.Option(help="Of the service. Default: the folder's name.")] = None,
     instruction: Instruction = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Depth of the run.")] = 100,
-    load: Annotated[bool, typer.Option("--ingest", help="Load the corpus first.")] = False,
-    truncate: Truncate = False,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Depth of the run. Default: 1000; of a service 100.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Cut texts of a --checkpoint at so many tokens.")
+    ] = None,
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of a --checkpoint.")] = "auto",
+    load: Annotated[bool, typer.Option("--ingest", help="Load the corpus into the service first.")] = False,
+    truncate: Annotated[
+        bool, typer.Option(help="Let a service cut texts over its length; offline they always are.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write metrics, per query too.")] = None,
-    run_file: Annotated[Path | None, typer.Option("--run", help="Write the TREC run.")] = None,
+    run_file: Annotated[Path | None, typer.Option("--run", help="Write the TREC run of one set and system.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for SET.SYSTEM.run and SET.SYSTEM.jsonl, each query's metrics.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Only compare two such files, A and B, of one set.")
+    ] = None,
 ) -> None:
-    """Judge a running service on a data set: nDCG@10, MRR@10, Recall@100."""
-    from eoseek.evaluation import evaluate_service
-    from eoseek.ingest import IngestOptions
-    from training.evaluation import beir, runs
+    """Judge a service, checkpoints and BM25 on data sets, or compare two runs: nDCG@10, MRR@10, recall."""
+    from eoseek.evaluation import EvaluationPlan
 
-    with _readable_data():
-        corpus, queries, qrels = beir.corpus_path(data), beir.read_queries(data), beir.read_qrels(data, split)
-    name = collection or data.resolve().name
+    if compare is not None:
+        return _compare(compare, data, split, json_file)
+    source = context.get_parameter_source("url")
+    is_url_given = source is not None and source.name == "COMMANDLINE"  # not by EOSEEK_URL
+    plan = EvaluationPlan(
+        checkpoints=checkpoints or [],
+        uses_bm25=bm25,
+        url=url if is_url_given or not (checkpoints or bm25) else None,
+        collection=collection,
+        instruction=instruction,
+        top_k=top_k,
+        max_length=max_length,
+        dtype=dtype,
+        truncate=truncate,
+    )
+    sets = _judged_sets(data, split, plan)
+    if run_file and len(sets) * len(plan.names) > 1:
+        raise ConfigurationError("--run takes the run of one system on one set; --output writes all of them")
+    for path in (json_file, run_file):
+        if path and not path.absolute().parent.is_dir():  # before hours of work
+            raise ConfigurationError(f"{path}: no such folder")
     if load:
-        _load(url, IngestOptions(collection=name, truncate=truncate), lambda loading: loading.load_files([corpus]))
-    with _client(url, retry_seconds=_INGEST_RETRY_SECONDS) as client:
-        result = evaluate_service(
-            client, queries, qrels, collection=name, top_k=top_k, instruction=instruction, truncate=truncate
-        )
-    if run_file:
-        runs.write_run(result.run, run_file, tag="eoseek")
-    if json_file:
-        json_file.write_text(json.dumps({"data": name, "split": split, **result.as_json()}, indent=1) + "\n")
-    _print_evaluation(result)
+        _load_sets(sets, plan)
+    results = _evaluate(plan, sets, output)
+    _write_results(results, json_file, run_file)
 
 
 @app.command()
@@ -305,12 +340,81 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-def _print_evaluation(result: "Evaluation") -> None:
-    names = {"ndcg@10": "nDCG@10", "mrr@10": "MRR@10", "recall@100": "Recall@100"}
-    for metric, value in result.metrics.items():
-        print(f"{names[metric]:<11} {value:.4f}")
-    _note(
-        f"mean over {len(result.per_query):,} judged queries"
-        + (f"; {result.num_missing_queries:,} of them have no text and count as 0" * bool(result.num_missing_queries))
-        + (f"; {result.num_truncated_queries:,} were cut" * bool(result.num_truncated_queries))
-    )
+def _judged_sets(folders: list[Path], split: str | None, plan: "EvaluationPlan") -> "list[JudgedSet]":
+    from training.evaluation import beir
+
+    if plan.uses_bm25:
+        _require("bm25s", "Stemmer")
+    with _readable_data():
+        sets = [beir.read_set(folder, split) for folder in folders]
+    plan.check(sets)
+    return sets
+
+
+def _load_sets(sets: "list[JudgedSet]", plan: "EvaluationPlan") -> None:
+    from eoseek.ingest import IngestOptions
+    from training.evaluation import beir
+
+    if plan.url is None:
+        raise ConfigurationError("--ingest loads a service; give its --url too, or leave --ingest out")
+    for each in sets:
+        options = IngestOptions(collection=plan.collection or each.name, truncate=plan.truncate)
+        paths = [beir.corpus_path(each.folder)]
+        _load(plan.url, options, lambda loading, paths=paths: loading.load_files(paths))  # type: ignore[misc]
+
+
+def _evaluate(plan: "EvaluationPlan", sets: "list[JudgedSet]", output: Path | None) -> "list[Evaluation]":
+    """Judges every system on every set; the table shows what is done also when something fails on the way."""
+    from training.evaluation.report import judge, table, write_files
+
+    with _readable_data():
+        if output:
+            output.mkdir(parents=True, exist_ok=True)
+    results: list[Evaluation] = []
+    try:
+        with closing(plan.systems()) as systems:
+            for system in systems:
+                for each in sets:
+                    results.append(judge(system.search(each), each, system=system.name))
+                    _note(results[-1].summary())
+                    with _readable_data():
+                        if output:
+                            write_files(results[-1], output)
+    finally:
+        if results:
+            print(table(results))
+    return results
+
+
+def _write_results(results: "list[Evaluation]", json_file: Path | None, run_file: Path | None) -> None:
+    from training.evaluation.runs import write_run
+
+    rows = [each.as_json() for each in results]
+    with _readable_data():
+        if run_file:
+            write_run(results[0].found.run, run_file, tag="eoseek")
+        if json_file:
+            json_file.write_text(json.dumps(rows[0] if len(rows) == 1 else rows, indent=1) + "\n")
+
+
+def _compare(files: tuple[Path, Path], folders: list[Path], split: str | None, json_file: Path | None) -> None:
+    from dataclasses import asdict
+
+    from training.evaluation import beir
+    from training.evaluation.report import compare_files, comparison_lines
+
+    _require("scipy")
+    if len(folders) != 1:
+        raise ConfigurationError(f"--compare judges by one --data, not by {len(folders)}")
+    with _readable_data():
+        qrels = beir.read_qrels(folders[0], beir.choose_split(folders[0], split))
+        comparison = compare_files(_file(files[0]), _file(files[1]), qrels)
+        if json_file:
+            json_file.write_text(json.dumps(asdict(comparison), indent=1) + "\n")
+    print(comparison_lines(comparison, (files[0].name, files[1].name)))
+
+
+def _require(*modules: str) -> None:
+    missing = [each for each in modules if importlib.util.find_spec(each) is None]
+    if missing:
+        raise ConfigurationError(f"{missing[0]} is not installed; this needs: pip install 'eoseek[train]'")

@@ -1,86 +1,191 @@
-"""Runs a BEIR-layout set through a service and judges what it finds."""
+"""What `eoseek evaluate` judges: a running service, and what runs offline by `training.evaluation.systems`."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from eoseek.client import Client
-from training.evaluation.beir import Query
-from training.evaluation.metrics import DEFAULT_METRICS, drop_self, evaluate, evaluate_queries
+from service.errors import ConfigurationError
+from training.evaluation.base import Found, System, by_instruction
+from training.evaluation.beir import JudgedSet
+from training.evaluation.metrics import drop_self
+from training.search import blocks
 
 _BATCH_SIZE = 32
+_RETRY_SECONDS = 120.0
+_SERVICE_TOP_K = 100
+_OFFLINE_TOP_K = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The means over judged queries, each query's values, the run, and what was left out or cut."""
+class EvaluationPlan:
+    """Which systems are judged and how; each is made when its turn comes, so one checkpoint is in memory at a time.
 
-    metrics: dict[str, float]
-    per_query: dict[str, dict[str, float]]
-    run: dict[str, dict[str, float]]
-    num_missing_queries: int
-    num_truncated_queries: int
-
-    def as_json(self) -> dict[str, Any]:
-        """All but the run, for a result file."""
-        return {
-            "metrics": self.metrics,
-            "num_queries": len(self.per_query),
-            "num_missing_queries": self.num_missing_queries,
-            "num_truncated_queries": self.num_truncated_queries,
-            "per_query": self.per_query,
-        }
-
-
-def evaluate_service(
-    client: Client,
-    queries: Mapping[str, Query],
-    qrels: Mapping[str, Mapping[str, int]],
-    *,
-    collection: str,
-    top_k: int = 100,
-    instruction: str | None = None,
-    truncate: bool = False,
-) -> Evaluation:
-    """Searches every judged query and computes nDCG@10, MRR@10 and Recall@100.
-
-    Args:
-        client: of the service that holds the corpus.
-        queries: by id; a judged query that is missing here counts as 0.
-        qrels: judgements; only judged queries are searched.
-        collection: where the corpus is.
-        top_k: depth of the run. A query's own document (same id) is dropped before the cut.
-        instruction: for queries that bring none of their own; None means the checkpoint's default.
-        truncate: cut queries over the model's length instead of failing.
+    Checkpoints are `NAME=DIRECTORY`, a directory or a hub name. `url` None means that no service is judged; `top_k`
+    None is 100 for a service, which may refuse more than 1,000, and 1,000 offline.
     """
-    judged = [queries[query_id] for query_id in qrels if query_id in queries]
-    run: dict[str, dict[str, float]] = {}
-    num_truncated = 0
-    for batch in _batches(judged):
-        answer = client.search_batch(
-            [query.text for query in batch],
-            collection=collection,
-            instruction=instruction if batch[0].instruction is None else batch[0].instruction,
-            top_k=top_k + 1,
-            with_text=False,
-            truncate=truncate,
-        )
-        num_truncated += len(answer.truncated)
-        for query, hits in zip(batch, answer.results, strict=True):
-            run[query.query_id] = drop_self({hit.id: hit.score for hit in hits}, query.query_id, top_k=top_k)
-    return Evaluation(
-        metrics=evaluate(run, qrels, DEFAULT_METRICS),
-        per_query=evaluate_queries(run, qrels, DEFAULT_METRICS),
-        run=run,
-        num_missing_queries=len(qrels) - len(judged),
-        num_truncated_queries=num_truncated,
-    )
+
+    checkpoints: Sequence[str] = ()
+    uses_bm25: bool = False
+    url: str | None = None
+    collection: str | None = None
+    instruction: str | None = None
+    top_k: int | None = None
+    max_length: int | None = None
+    dtype: str = "auto"
+    truncate: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """What the systems are called, in their order."""
+        names = [system_name(each) for each in self.checkpoints]
+        return ["service"] * (self.url is not None) + names + ["bm25"] * self.uses_bm25
+
+    def check(self, sets: Sequence[JudgedSet]) -> None:
+        """Refuse what would be confused or ignored without a word. Raises ConfigurationError."""
+        for kind, names in (("systems", self.names), ("sets", [each.name for each in sets])):
+            name, count = Counter(names).most_common(1)[0]
+            if count > 1:
+                way_out = "give --checkpoint NAME=DIRECTORY" if kind == "systems" else "rename one of the folders"
+                raise ConfigurationError(f"{count} {kind} are called {name}; {way_out}")
+        if self.collection is not None and (self.url is None or len(sets) > 1):
+            raise ConfigurationError(
+                "--collection is where a service holds one set; with offline or several sets, leave it out"
+            )
+        if not self.checkpoints and (self.max_length is not None or self.dtype != "auto"):
+            raise ConfigurationError("--max-length and --dtype are for --checkpoint; a service has its own settings")
+
+    def systems(self) -> Generator[System]:
+        """The systems, one after the other."""
+        if self.url is not None:
+            with Client(self.url, retry_seconds=_RETRY_SECONDS) as client:
+                yield ServiceSystem(
+                    client,
+                    collection=self.collection,
+                    top_k=self.top_k or _SERVICE_TOP_K,
+                    instruction=self.instruction,
+                    truncate=self.truncate,
+                )
+        for each in self.checkpoints:
+            yield from self._checkpoint(each)
+        if self.uses_bm25:
+            from training.evaluation.systems import Bm25System
+
+            yield Bm25System(top_k=self.top_k or _OFFLINE_TOP_K)
+
+    def _checkpoint(self, given: str) -> Iterator[System]:
+        from training.encoding import CheckpointEmbedder
+        from training.evaluation.systems import CheckpointSystem
+
+        embedder = CheckpointEmbedder(_place(given), max_length=self.max_length, dtype=self.dtype)
+        with EncodingBar(system_name(given)) as bar:
+            yield CheckpointSystem(
+                embedder,
+                name=system_name(given),
+                top_k=self.top_k or _OFFLINE_TOP_K,
+                instruction=self.instruction,
+                progress=bar.show,
+            )
 
 
-def _batches(queries: Iterable[Query]) -> Iterable[list[Query]]:
-    """Batches of queries that share their instruction, which a request carries once."""
-    by_instruction = sorted(queries, key=lambda query: query.instruction or "")
-    for _, group in groupby(by_instruction, key=lambda query: query.instruction):
-        same = list(group)
-        yield from (same[start : start + _BATCH_SIZE] for start in range(0, len(same), _BATCH_SIZE))
+def system_name(given: str) -> str:
+    """What a checkpoint is called in tables and files: NAME, or the last part of its place."""
+    name = given.partition("=")[0] if _is_named(given) else Path(given).expanduser().absolute().name
+    return re.sub(r"[\s/]+", "_", name) or "checkpoint"
+
+
+def _place(given: str) -> str:
+    return given.partition("=")[2] if _is_named(given) else given
+
+
+def _is_named(given: str) -> bool:
+    return "=" in given and not Path(given).expanduser().exists()
+
+
+class EncodingBar:
+    """A progress bar on stderr for each corpus that is encoded; only on a terminal."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> "EncodingBar":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def show(self, done: int, total: int) -> None:
+        """Set the bar to `done` of `total` documents."""
+        if self._bar is None:
+            console = Console(stderr=True)
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+            self._bar = Progress(
+                *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
+            )
+            self._bar.add_task(self._label)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+        if done == total:
+            self.__exit__(None, None, None)
+
+
+class ServiceSystem:
+    """The collection of a service that holds a set's corpus."""
+
+    name = "service"
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        collection: str | None = None,
+        top_k: int = _SERVICE_TOP_K,
+        instruction: str | None = None,
+        truncate: bool = False,
+    ) -> None:
+        """Take over a client.
+
+        Args:
+            client: of the service.
+            collection: where the corpus is; None is one of the set's name.
+            top_k: depth of the run.
+            instruction: for queries that bring none of their own; None means the checkpoint's default.
+            truncate: cut queries over the model's length instead of failing.
+        """
+        self._client = client
+        self._collection = collection
+        self._top_k = top_k
+        self._instruction = instruction
+        self._truncate = truncate
+
+    def search(self, judged: JudgedSet) -> Found:
+        """Searches every judged query, one more than `top_k` deep, since its own document is dropped."""
+        queries = judged.judged
+        run: dict[str, dict[str, float]] = {}
+        num_truncated = 0
+        for own, indices in by_instruction(queries):
+            for batch in blocks([queries[index] for index in indices], _BATCH_SIZE):
+                answer = self._client.search_batch(
+                    [query.text for query in batch],
+                    collection=self._collection or judged.name,
+                    instruction=self._instruction if own is None else own,
+                    top_k=self._top_k + 1,
+                    with_text=False,
+                    truncate=self._truncate,
+                )
+                num_truncated += len(answer.truncated)
+                for query, hits in zip(batch, answer.results, strict=True):
+                    scores = {hit.id: hit.score for hit in hits}
+                    run[query.query_id] = drop_self(scores, query.query_id, top_k=self._top_k)
+        return Found(run=run, top_k=self._top_k, num_truncated_queries=num_truncated)

@@ -1,7 +1,10 @@
+import io
+import sys
 from collections.abc import Iterator
 
 import pytest
 
+from eoseek.cli import main
 from eoseek.client import Client
 from tests.eoseek.fake_service import FakeService
 
@@ -26,3 +29,24 @@ def pauses() -> list[float]:
 def client(service, pauses) -> Iterator[Client]:
     with Client(transport=service.transport(), sleep=pauses.append) as client:
         yield client
+
+
+@pytest.fixture
+def url(service):
+    with service.listening() as url:
+        yield url
+
+
+@pytest.fixture
+def eoseek(capsys, monkeypatch):
+    """Runs the command line in this process; gives exit code, stdout, stderr."""
+
+    def call(*arguments, stdin=b""):
+        monkeypatch.setattr(sys, "argv", ["eoseek", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        with pytest.raises(SystemExit) as exit:
+            main()
+        out, err = capsys.readouterr()
+        return exit.value.code or 0, out, err
+
+    return call

@@ -1,5 +1,4 @@
 import gzip
-import io
 import json
 import subprocess
 import sys
@@ -7,35 +6,12 @@ import time
 
 import pytest
 
-from eoseek.cli import main
-
 HEAVY = {"torch", "transformers", "numpy", "fastapi", "pydantic", "httpx", "ir_measures", "tokenizers", "qdrant_client"}
 DOCUMENTS = [
     {"_id": "merge", "title": "heapq.merge", "text": "merge sorted lists\nsecond line"},
     {"_id": "sort", "title": "", "text": "sorted items"},
     {"_id": "q1", "title": "", "text": "merge two sorted lists"},
 ]
-
-
-@pytest.fixture
-def url(service):
-    with service.listening() as url:
-        yield url
-
-
-@pytest.fixture
-def eoseek(capsys, monkeypatch):
-    """Runs the command line in this process; gives exit code, stdout, stderr."""
-
-    def call(*arguments, stdin=b""):
-        monkeypatch.setattr(sys, "argv", ["eoseek", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        with pytest.raises(SystemExit) as exit:
-            main()
-        out, err = capsys.readouterr()
-        return exit.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture
@@ -174,49 +150,6 @@ def test_embed_arguments_and_stdin_print_json_lines(eoseek, url):
     rows = [json.loads(line) for line in out.splitlines()]
     assert rows[1] == {"text": "abc", "embedding": [3.0, 0.5], "truncated": False}
     assert eoseek("embed", "--url", url, stdin=b"ab\nabc\n")[1] == out
-
-
-def test_evaluate_ingests_drops_the_query_itself_and_writes_its_files(eoseek, url, corpus, tmp_path):
-    folder = corpus.parent
-    (folder / "queries.jsonl").write_text(
-        '{"_id": "q1", "text": "merge two sorted lists"}\n{"_id": "q2", "text": "sorted items"}\n'
-    )
-    (folder / "qrels").mkdir()
-    (folder / "qrels" / "test.tsv").write_text("q1\tmerge\t1\nq2\tmerge\t1\nq3\tmerge\t1\n")
-    run_file, json_file = tmp_path / "run", tmp_path / "scores.json"
-    code, out, err = eoseek(
-        "evaluate", "--url", url, "--data", folder, "--ingest", "--run", run_file, "--json", json_file
-    )
-    assert code == 0
-    # q1: first, once q1 itself is dropped; q2: second to `sort`, before q1 by id; q3 has no text
-    assert out.splitlines() == ["nDCG@10     0.5436", "MRR@10      0.5000", "Recall@100  0.6667"]
-    assert "mean over 3 judged queries; 1 of them have no text and count as 0" in err
-    assert run_file.read_text().splitlines()[0].startswith("q1 Q0 merge 1 ")
-    assert json.loads(json_file.read_text())["per_query"]["q2"]["mrr@10"] == 0.5
-
-
-def test_evaluate_missing_data_is_exit_code_2(eoseek, url, tmp_path):
-    code, _, err = eoseek("evaluate", "--url", url, "--data", tmp_path)
-    assert code == 2
-    assert "corpus.jsonl" in err
-
-
-def test_evaluate_each_query_is_sent_with_its_own_instruction(client, service):
-    from eoseek.evaluation import evaluate_service
-    from training.evaluation.beir import Query
-
-    sent = []
-    answer = service._search
-    service._search = lambda body: sent.append((body["query"], body.get("instruction"))) or answer(body)
-    queries = {
-        "a": Query(query_id="a", text="1", instruction="I"),
-        "b": Query(query_id="b", text="2"),
-        "c": Query(query_id="c", text="3", instruction="I"),
-        "d": Query(query_id="d", text="4", instruction=""),
-    }
-    qrels = {query_id: {"x": 1} for query_id in queries}
-    evaluate_service(client, queries, qrels, collection="default", instruction="mine")
-    assert sorted(sent) == [(["1", "3"], "I"), (["2"], "mine"), (["4"], "")]
 
 
 def test_demo_indexes_the_standard_library_and_prints_a_search(eoseek, url, service):
