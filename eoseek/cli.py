@@ -227,7 +227,7 @@ def demo(
 
 
 @model_app.command()
-def pull(name: Annotated[str, typer.Argument(help="`default`, or a hub name.")] = "default") -> None:
+def pull(name: Annotated[str, typer.Argument(help="`default`, its base, or a hub name.")] = "default") -> None:
     """Fetch a checkpoint into the cache and print its path; does nothing when it is there."""
     print(_pull(name))
 

@@ -10,7 +10,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel
 
 from service.encoders.base import Pooling
-from service.encoders.layout import CheckpointCard, write_checkpoint
+from service.encoders.card import CheckpointCard
+from service.encoders.layout import write_checkpoint
 
 _DECODER = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

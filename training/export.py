@@ -3,7 +3,6 @@
 Everything is computed in float32 and written in the base's precision unless asked otherwise.
 """
 
-import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +15,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from service.encoders.adapter import write_adapter
+from service.encoders.adapter import merge_adapter, write_adapter
+from service.encoders.card import CheckpointCard, read_card, write_card
 from service.encoders.checkpoint import Checkpoint, load_checkpoint
-from service.encoders.layout import CheckpointCard, replaced_directory, write_checkpoint
+from service.encoders.layout import replaced_directory, write_checkpoint
+from service.encoders.probes import decode_probes, encode_probes
 from service.encoders.torch_encoder import TorchEncoder, load_encoder, load_model
 from service.errors import ConfigurationError
 from training.base import open_base
@@ -27,18 +28,6 @@ from training.model import EmbeddingModel, apply_tuning, load_tuned
 from training.run import RECORD, read_record, read_run_config
 from training.saving import checkpoints
 from training.trainer import BEST
-
-PROBES = (
-    "a",
-    "merge two sorted lists",
-    "The quick brown fox jumps over the lazy dog.",
-    "def add(a, b):\n    return a + b",
-    "Title\n\nA text below its title, with two sentences. This is the second.",
-    "检索 検索 검색",
-    "naïve café, 1,234.5 €",
-    "word " * 60,
-)
-"""Texts whose vectors an export records, so that any backend can be checked against them."""
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 
@@ -129,7 +118,7 @@ def _card(checkpoint: Checkpoint) -> CheckpointCard:
             default_instruction=frame.default_instruction,
             query_template=frame.query_template,
         )
-    return CheckpointCard(**json.loads(path.read_text(encoding="utf-8")))
+    return read_card(path.parent)
 
 
 def average(tuned: Sequence[Tuned], *, weights: Sequence[float] | None = None) -> Tuned:
@@ -191,7 +180,7 @@ def _combined(tuned: Sequence[Tuned], state: dict[str, Tensor], how: dict[str, A
 
 
 def export(tuned: Tuned, path: Path, *, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> None:
-    """Write a checkpoint directory with the vectors of `PROBES` recorded in it.
+    """Write a checkpoint directory with the vectors of its probe texts recorded in it.
 
     Args:
         tuned: weights and card; the model is left in the written precision.
@@ -200,7 +189,8 @@ def export(tuned: Tuned, path: Path, *, dtype: Literal["auto", "float32", "bfloa
     """
     written = _stored_dtype(tuned.checkpoint) if dtype == "auto" else getattr(torch, dtype)
     model: nn.Module = tuned.model
-    vectors = _probe_vectors(tuned, model.to(written).float())
+    model.to(written)
+    vectors = _probe_vectors(tuned.model, tuned.checkpoint)
     model.to(written)
     write_checkpoint(
         path,
@@ -213,15 +203,12 @@ def export(tuned: Tuned, path: Path, *, dtype: Literal["auto", "float32", "bfloa
     )
 
 
-def _probe_vectors(tuned: Tuned, model: nn.Module) -> dict[str, str]:
-    """Of the rounded weights, in float32: what a reader with exact arithmetic computes."""
-    model.eval()
-    encoder = TorchEncoder(
-        tuned.model, pooling=tuned.checkpoint.pooling, dimension=tuned.checkpoint.dimension, row_tokens=1024
-    )
-    token_ids = tuned.checkpoint.contract.documents([("", text) for text in PROBES], truncate=True).token_ids
-    encoded = zip(PROBES, encoder.encode(token_ids), strict=True)
-    return {text: base64.b64encode(vector.astype("<f4").tobytes()).decode() for text, vector in encoded}
+def _probe_vectors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
+    """Of rounded weights, in float32: what a reader with exact arithmetic computes. Leaves the model in float32."""
+    module: nn.Module = model
+    module.float().eval()
+    encoder = TorchEncoder(model, pooling=checkpoint.pooling, dimension=checkpoint.dimension, row_tokens=1024)
+    return encode_probes(encoder, checkpoint.contract)
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -268,15 +255,17 @@ def export_adapter(tuned: Tuned, base: str, path: Path, *, rank: int) -> float:
     vectors = {name: after[name] for name in changed if after[name].ndim == 1}
     with replaced_directory(path) as new:
         write_adapter(new, factors, vectors, base=_card(checkpoint).base)
-        card = {key: value for key, value in vars(tuned.card).items() if key != "probes"}
-        (new / "eoseek.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_card(new, replace(tuned.card, probes=_merged_probes(checkpoint, new)))
     return kept / total
 
 
-def recorded_vectors(path: Path) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    """The vectors that an export recorded, by text."""
-    probes = json.loads((path / "eoseek.json").read_text(encoding="utf-8")).get("probes", {})
-    return {text: np.frombuffer(base64.b64decode(vector), dtype="<f4") for text, vector in probes.items()}
+def _merged_probes(base: Checkpoint, adapter: Path) -> dict[str, str]:
+    """Vectors of the merged weights as they will be written, so that whoever merges them can check the result."""
+    merged = load_model(base, dtype=torch.float32, device="cpu", trust_remote_code=False)
+    module: nn.Module = merged
+    module.to(_stored_dtype(base))  # as `eoseek model pull` reads the base
+    merge_adapter(merged, adapter)
+    return _probe_vectors(merged, base)
 
 
 def verify(path: Path, *, pythons: Sequence[str] = ()) -> dict[str, float]:
@@ -290,11 +279,12 @@ def verify(path: Path, *, pythons: Sequence[str] = ()) -> dict[str, float]:
     """
     from training.readers import sentence_transformers_vectors
 
-    recorded = recorded_vectors(path)
+    checkpoint = load_checkpoint(str(path))
+    recorded = decode_probes(checkpoint.probes)
     if not recorded:
         raise ConfigurationError(f"{path} records no vectors; export it again")
     texts, vectors = list(recorded), np.stack(list(recorded.values()))
-    token_ids = load_checkpoint(str(path)).contract.documents([("", text) for text in texts], truncate=True).token_ids
+    token_ids = checkpoint.contract.documents([("", text) for text in texts], truncate=True).token_ids
     cosines = {}
     for dtype in ("float32", "bfloat16"):
         encoded = load_encoder(str(path), dtype=dtype, device="cpu").encode(token_ids)

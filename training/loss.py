@@ -115,7 +115,7 @@ def vector_match(embeddings_ND: Tensor, teacher_NK: Tensor, projection: nn.Modul
     Under a projection that keeps lengths (see `training.model.rotation`) it is 0 only where the embeddings are the
     teacher's vectors, turned, so that their scores are the teacher's scores too.
     """
-    turned_NK = projection(embeddings_ND.float())
+    turned_NK: Tensor = projection(embeddings_ND.float())
     return 1.0 - (turned_NK * functional.normalize(teacher_NK.float(), dim=-1)).sum(dim=-1).mean()
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from service.encoders.card import ADAPTER_WEIGHTS
 from service.errors import ConfigurationError
 
-WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
@@ -33,7 +33,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
 
     try:
         config: Mapping[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        weights = {name.removeprefix(_PREFIX): each for name, each in load_file(folder / WEIGHTS).items()}
+        weights = {name.removeprefix(_PREFIX): each for name, each in load_file(folder / ADAPTER_WEIGHTS).items()}
         scaling = config["lora_alpha"] / config["r"]
     except Exception as error:  # safetensors raises a kind of its own
         raise ConfigurationError(f"adapter {folder}: {error}") from error
@@ -69,9 +69,10 @@ def write_adapter(
         weights |= {f"{_PREFIX}{name}{_A}": down, f"{_PREFIX}{name}{_B}": up}
     save_file(
         {name: each.to(torch.bfloat16).contiguous() for name, each in weights.items()},
-        folder / WEIGHTS,
+        folder / ADAPTER_WEIGHTS,
         metadata={"format": "pt"},
     )
+    (folder / ADAPTER_WEIGHTS).chmod(0o644)  # safetensors writes 0600
     config = {
         "peft_type": "LORA",
         "task_type": "FEATURE_EXTRACTION",

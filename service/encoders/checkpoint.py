@@ -19,6 +19,10 @@ from service.errors import ConfigurationError
 from service.paths import cache_dir
 
 DEFAULT_NAME = "eoseek-smollm2-135m"
+BASE_NAME = "smollm2-135m-instruct"
+"""What the default is tuned from: the language model as it is, pooled at [EOS]."""
+BUILT = {"default": DEFAULT_NAME, DEFAULT_NAME: DEFAULT_NAME, BASE_NAME: BASE_NAME}
+"""Checkpoints that are built here rather than fetched from a hub, by the names they go by."""
 
 _POOLING_NAMES: dict[str, Pooling] = {
     "cls": "cls",
@@ -64,6 +68,7 @@ class Checkpoint:
     normalize: bool
     is_tuned: bool | None  # None: the checkpoint does not say
     instructions: dict[str, str]
+    probes: dict[str, str]  # text to the vector recorded at export, see `service.encoders.probes`
     contract: TokenContract
 
     @property
@@ -114,17 +119,23 @@ def _load(path: Path, asked_name: str, max_length: int | None, trust_remote_code
         normalize=normalize,
         is_tuned=own.get("is_tuned"),
         instructions=dict(own.get("instructions", {})),
+        probes=dict(own.get("probes", {})),
         contract=TokenContract(tokenizer, frame, max_length=limit, eos_ids=eos_ids),
     )
 
 
+def built_path(name: str) -> Path:
+    """Where `eoseek model pull` keeps a checkpoint of `BUILT`."""
+    return cache_dir() / "checkpoints" / BUILT[name]
+
+
 def locate(name_or_path: str) -> Path:
-    """The directory of `default`, a path, or a hub name, fetched if need be. Raises ConfigurationError."""
-    if name_or_path == "default":
-        path = cache_dir() / "checkpoints" / DEFAULT_NAME
+    """The directory of a built checkpoint, a path, or a hub name, fetched if need be. Raises ConfigurationError."""
+    if name_or_path in BUILT:
+        path = built_path(name_or_path)
         if not path.is_dir():
             raise ConfigurationError(
-                f"the default checkpoint is not at {path}; fetch it with: eoseek model pull default"
+                f"the checkpoint {name_or_path} is not at {path}; fetch it with: eoseek model pull {name_or_path}"
             )
         return path
     path = Path(name_or_path).expanduser()

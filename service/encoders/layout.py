@@ -11,7 +11,6 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +19,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PretrainedConfig, PreTrainedModel
 
 from service.encoders.base import Pooling
-from service.encoders.prompt import DEFAULT_QUERY_TEMPLATE
+from service.encoders.card import CheckpointCard, write_card
 
 _POOLING_KEYS: dict[Pooling, str] = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
     "last_token": "pooling_mode_lasttoken",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointCard:
-    """What `eoseek.json` says beyond the weights."""
-
-    name: str
-    is_tuned: bool
-    base: str
-    licence: str
-    default_instruction: str = ""
-    query_template: str = DEFAULT_QUERY_TEMPLATE
-    instructions: Mapping[str, str] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)  # recipe, data hashes, scores
-    probes: Mapping[str, str] = field(default_factory=dict)  # document text to its embedding, float32, base64
 
 
 def add_closing_eos(tokenizer: Tokenizer, eos_token: str) -> None:
@@ -105,7 +89,7 @@ def write_checkpoint(
             },
         )
         _write_sentence_transformers(new, model.config.hidden_size, pooling, max_length, card)
-        _write_json(new / "eoseek.json", asdict(card))
+        write_card(new, card)
 
 
 def _write_sentence_transformers(

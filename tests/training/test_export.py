@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from service.encoders.adapter import merge_adapter
+from service.encoders.card import read_card
 from service.encoders.checkpoint import load_checkpoint
-from service.encoders.torch_encoder import load_encoder, load_model
+from service.encoders.probes import PROBES, check_probes, decode_probes
+from service.encoders.torch_encoder import TorchEncoder, load_encoder, load_model
 from service.errors import ConfigurationError
 from training.config import TrainingConfig
-from training.export import PROBES, average, export, export_adapter, load_tuned_model, recorded_vectors, slerp, verify
+from training.export import average, export, export_adapter, load_tuned_model, slerp, verify
 from training.held_out import embed_all
 from training.model import build_model, load_tuned
 from training.run import train
@@ -60,7 +62,7 @@ def test_export_says_what_it_is(tmp_path: Path, run_dir: Path) -> None:
 
 def test_export_records_vectors_that_verify_finds_again(tmp_path: Path, run_dir: Path) -> None:
     export(load_tuned_model(run_dir), tmp_path / "out", dtype="float32")
-    recorded = recorded_vectors(tmp_path / "out")
+    recorded = decode_probes(load_checkpoint(str(tmp_path / "out")).probes)
     assert list(recorded) == list(PROBES)
     assert np.abs(np.stack(list(recorded.values())) - _vectors(tmp_path / "out")).max() < 1e-6
     cosines = verify(tmp_path / "out")
@@ -100,6 +102,15 @@ def test_adapter_of_enough_rank_is_the_tuned_model(tmp_path: Path, run_dir: Path
     for name, weight in tuned.model.state_dict().items():
         # the adapter's factors are bfloat16
         torch.testing.assert_close(merged.state_dict()[name], weight, rtol=1e-2, atol=2e-3)
+
+
+def test_adapter_records_the_vectors_of_what_is_merged(tmp_path: Path, run_dir: Path, tiny_base: Path) -> None:
+    export_adapter(load_tuned_model(run_dir), str(tiny_base), tmp_path / "adapter", rank=4)
+    base = load_checkpoint(str(tiny_base))
+    merged = load_model(base, dtype=torch.float32, device="cpu", trust_remote_code=False)
+    merge_adapter(merged, tmp_path / "adapter")
+    encoder = TorchEncoder(merged, pooling=base.pooling, dimension=base.dimension, row_tokens=1024)
+    assert check_probes(encoder, base.contract, read_card(tmp_path / "adapter").probes) > 0.99999
 
 
 def test_adapter_is_read_by_peft(tmp_path: Path, make_config: MakeConfig, tiny_base: Path) -> None:

