@@ -37,5 +37,6 @@ def tiny_checkpoint(*, fingerprint: str = "f" * 64) -> Checkpoint:
         normalize=True,
         is_tuned=False,
         instructions={"code": "Find the function"},
+        probes={},
         contract=contract,
     )
