@@ -81,7 +81,7 @@ def serve(demo: Annotated[bool, typer.Option("--demo", help="Also index the demo
             companion.start(url)
 
     try:
-        code = run(settings, on_ready=on_ready)
+        code = run(settings, on_ready=on_ready, on_stop=companion.interrupt)
     finally:
         companion.stop()
     raise typer.Exit(code)

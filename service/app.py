@@ -18,7 +18,7 @@ from service.encoders.worker import WorkerEncoder
 from service.errors import ConfigurationError, EoseekError
 from service.ingest.pipeline import IngestPipeline
 from service.metrics import Metrics
-from service.server import OnReady, serve
+from service.server import OnReady, OnStop, serve
 from service.settings import EncoderSettings, Settings
 from service.store import open_store
 from service.store.base import Store
@@ -74,9 +74,10 @@ def create_app(
     return app
 
 
-def run(settings: Settings, *, on_ready: OnReady | None = None) -> int:
+def run(settings: Settings, *, on_ready: OnReady | None = None, on_stop: OnStop | None = None) -> int:
     """Serve until interrupted; returns an exit code and raises no ConfigurationError. Arguments as `server.serve`."""
-    return serve(create_app(settings), settings.api, log_level=settings.log_level, on_ready=on_ready)
+    app = create_app(settings)
+    return serve(app, settings.api, log_level=settings.log_level, on_ready=on_ready, on_stop=on_stop)
 
 
 @asynccontextmanager

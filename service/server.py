@@ -18,15 +18,20 @@ from fastapi import FastAPI
 from service.errors import ConfigurationError
 from service.settings import ApiSettings
 
+log = logging.getLogger("eoseek.server")
+
 _INTERRUPTED = 130
+_LAST_ANSWER_SECONDS = 2.0  # for requests that outlast the drain to be answered; they need milliseconds
 OnReady = Callable[[str], None]
+OnStop = Callable[[], None]
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that leaves signals alone and says when it listens."""
+    """uvicorn that leaves signals alone, says when it listens, and answers what outlasts the drain."""
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, *, drain_seconds: float, on_started: Callable[[], None]) -> None:
         super().__init__(config)
+        self._drain_seconds = drain_seconds
         self._on_started = on_started
 
     @contextlib.contextmanager
@@ -39,8 +44,33 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._on_started()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; then the requests that are left are cancelled, which the application answers by 503."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._drain_seconds):
+                await super().shutdown(sockets)
+        tasks = set(self.server_state.tasks)
+        if not tasks:
+            return
+        why = (
+            "a second signal came"
+            if self.force_exit
+            else f"the drain limit of {self._drain_seconds:g} s (EOSEEK_API__DRAIN_SECONDS) passed"
+        )
+        log.warning("%s: requests still under way: %d, answered 503", why, len(tasks))
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=_LAST_ANSWER_SECONDS)
 
-def serve(app: FastAPI, settings: ApiSettings, *, log_level: str, on_ready: OnReady | None = None) -> int:
+
+def serve(
+    app: FastAPI,
+    settings: ApiSettings,
+    *,
+    log_level: str,
+    on_ready: OnReady | None = None,
+    on_stop: OnStop | None = None,
+) -> int:
     """Run `app` until SIGINT or SIGTERM, drain, stop.
 
     Args:
@@ -48,6 +78,7 @@ def serve(app: FastAPI, settings: ApiSettings, *, log_level: str, on_ready: OnRe
         settings: address and drain time.
         log_level: least severe line that is written to stderr.
         on_ready: called once with the service's URL, on the event loop when it listens; must return at once.
+        on_stop: called when a signal ends the service, before it drains, on the event loop; must return at once.
     Returns:
         Exit code: 0 after an orderly end, 2 with one line on stderr if it could not start, 130 if interrupted at start.
     """
@@ -65,14 +96,18 @@ def serve(app: FastAPI, settings: ApiSettings, *, log_level: str, on_ready: OnRe
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     try:
         with (
             _bind(settings.host, settings.port) as listener,
             asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
         ):
-            return runner.run(_serve(app, config, listener, on_ready))
+            server = _Server(
+                config,
+                drain_seconds=settings.drain_seconds,
+                on_started=lambda: on_ready(_url(listener)) if on_ready else None,
+            )
+            return runner.run(_serve(app, server, listener, on_stop))
     except ConfigurationError as error:
         sys.stderr.write(f"eoseek: {error.detail}\n")
         return 2
@@ -108,15 +143,15 @@ def _url(listener: socket.socket) -> str:
     return f"http://{shown}:{port}"
 
 
-async def _serve(app: FastAPI, config: uvicorn.Config, listener: socket.socket, on_ready: OnReady | None) -> int:
-    url = _url(listener)
-    server = _Server(config, lambda: on_ready(url) if on_ready else None)
+async def _serve(app: FastAPI, server: _Server, listener: socket.socket, on_stop: OnStop | None) -> int:
     starting = asyncio.current_task()
     is_interrupted = False
 
     def interrupt() -> None:
         nonlocal is_interrupted
         if server.started:
+            if on_stop and not server.should_exit:
+                on_stop()
             server.force_exit = server.should_exit
             server.should_exit = True
         elif starting and not is_interrupted:

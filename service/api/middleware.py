@@ -1,4 +1,5 @@
-"""What surrounds every request: its id, its metrics, the 500 of last resort, and its end when the client goes away.
+"""What surrounds every request: its id, its metrics, the 500 of last resort, and its end when the client goes away or
+the service does.
 
 Plain ASGI, two tasks a request. Starlette runs a handler to its end even if nobody is there any more; here the work is
 cancelled, so that the batcher can skip it.
@@ -14,14 +15,22 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import respond
-from service.errors import EoseekError
+from service.errors import EoseekError, NotReadyError
 from service.metrics import Metrics
 
 logger = logging.getLogger("eoseek.api")
 REQUEST_ID_HEADER = "X-Request-Id"
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CLIENT_CLOSED_REQUEST = 499
+_SHUTTING_DOWN = "The service is shutting down and did not get to this request in time; send it again."
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class ShuttingDownError(NotReadyError):
+    """The service ends and has waited for the request as long as it may."""
+
+    code = "shutting_down"
+    title = "Shutting down"
 
 
 class _Exchange:
@@ -85,18 +94,22 @@ class RequestMiddleware:
                 work.cancel()
             await work
         except asyncio.CancelledError:
-            # ours only if the client has gone; the server's own cancellation goes on
+            # ours if the client has gone; else the server's, which ends and drains no longer: it gets an answer to
+            # send, since it would log the cancellation as a fault and send a bare 500
             if not watch.done():
-                raise
+                await _end(work)
+                await self._fail(ShuttingDownError(_SHUTTING_DOWN), scope, exchange, request_id)
         except Exception:
             logger.exception("%s %s failed, request %s", scope["method"], scope["path"], request_id)
-            if exchange.status is None:
-                fault = EoseekError(f"A fault of the service; its log has more under request id {request_id}.")
-                await respond(request_id, fault)(scope, exchange.receive, exchange.send)
+            fault = EoseekError(f"A fault of the service; its log has more under request id {request_id}.")
+            await self._fail(fault, scope, exchange, request_id)
         finally:
             watch.cancel()
-            if work.cancel():
-                await asyncio.wait({work})
+            await _end(work)
+
+    async def _fail(self, error: EoseekError, scope: Scope, exchange: _Exchange, request_id: str) -> None:
+        if exchange.status is None:
+            await respond(request_id, error)(scope, exchange.receive, exchange.send)
 
     def _observe(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
         # the template, never the raw path: labels must stay few
@@ -104,3 +117,8 @@ class RequestMiddleware:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         status = exchange.status or _CLIENT_CLOSED_REQUEST
         self._metrics.observe_request(route=route, method=method, status=status, seconds=seconds)
+
+
+async def _end(work: "asyncio.Future[None]") -> None:
+    if work.cancel():
+        await asyncio.wait({work})

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from service.encoders.card import ADAPTER_WEIGHTS, CheckpointCard, read_card
+from service.encoders.card import ADAPTER_WEIGHTS, CARD, CheckpointCard, read_card
 from service.encoders.checkpoint import BASE_NAME, BUILT, DEFAULT_NAME, built_path, load_checkpoint
 from service.errors import ConfigurationError
 from service.paths import cache_dir
@@ -48,11 +48,17 @@ def pull(name: str = "default", *, progress: Progress | None = None) -> Path:
         return load_checkpoint(name).path
     path = built_path(name)
     adapter = None if BUILT[name] == BASE_NAME else ADAPTER
-    if not path.is_dir() or (adapter is not None and _built_from(path) != _sha256(adapter / ADAPTER_WEIGHTS)):
+    if not path.is_dir() or (adapter is not None and _built_from(path) != adapter_sha256(adapter)):
         gguf = _base_gguf(progress)
         progress("converting the weights")
         _convert(gguf, path, adapter)
     return load_checkpoint(str(path)).path
+
+
+def adapter_sha256(adapter: Path) -> str:
+    """Of an adapter's weights and card: a checkpoint that was built from others is out of date."""
+    content = b"".join((adapter / name).read_bytes() for name in (ADAPTER_WEIGHTS, CARD))
+    return hashlib.sha256(content).hexdigest()
 
 
 def _built_from(path: Path) -> str | None:
@@ -126,7 +132,7 @@ def _base_card() -> CheckpointCard:
 
 def _tuned_card(adapter: Path) -> CheckpointCard:
     card = read_card(adapter)
-    return replace(card, training={**card.training, ADAPTER_SHA256: _sha256(adapter / ADAPTER_WEIGHTS)})
+    return replace(card, training={**card.training, ADAPTER_SHA256: adapter_sha256(adapter)})
 
 
 def _sha256(file: Path) -> str:

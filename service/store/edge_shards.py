@@ -187,12 +187,13 @@ class EdgeShards:
         directory = self._directory(name)
         try:
             json.loads((directory / "collection.json").read_text("utf-8"))
+            _check_segments(directory / "shard")
             return edge.EdgeShard.load(str(directory / "shard"))
         except Exception as error:
             first_line = str(error).splitlines()[0]
             raise ConfigurationError(
-                f"collection {name!r} at {directory} cannot be opened ({first_line:.300}); put it back from a copy, "
-                f"or move {self._path} away and ingest again"
+                f"collection {name!r} at {directory} cannot be opened ({first_line:.300}); restore it from a backup, "
+                f"or give it up: delete the directory and its entry in {self._path / 'aliases.json'}, and ingest again"
             ) from error
 
     def _read_aliases(self) -> dict[str, str]:
@@ -217,6 +218,13 @@ class EdgeShards:
         for directory in self._collections.iterdir():
             if directory.name not in self._aliases.values():
                 shutil.rmtree(directory)
+
+
+def _check_segments(shard: Path) -> None:
+    """Raise FileNotFoundError for a shard without segments. Edge would open it and find in it what little its log
+    still has, or nothing; one that it made has a segment from the start."""
+    if shard.is_dir() and not any((shard / "segments").glob("*/")):
+        raise FileNotFoundError(f"{shard / 'segments'} is missing or empty, which held the documents")
 
 
 def _lock(path: Path) -> int:

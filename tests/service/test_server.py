@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 
 import httpx
 import pytest
@@ -14,7 +15,7 @@ from service.encoders.worker import LocalEncoder
 from service.server import serve
 from service.settings import ApiSettings, EncoderSettings, Settings, StoreSettings
 from service.store.memory import MemoryStore
-from tests.fakes import FakeEncoder
+from tests.fakes import FakeEncoder, GatedEncoder
 from tests.service.api.parts import DIMENSION, tiny_checkpoint
 
 
@@ -105,6 +106,67 @@ def test_server_unknown_host_is_one_line_and_code_2(capsys):
 
     assert serve(make_app(chosen), chosen.api, log_level="warning") == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+class Outlasting(GatedEncoder):
+    """Has the service stopped while a request is with it, and answers none."""
+
+    def __init__(self, num_signals=1):
+        super().__init__(DIMENSION)
+        self._num_signals = num_signals
+
+    async def encode(self, token_ids):
+        for number in range(self._num_signals):
+            # uvicorn looks ten times a second whether it should stop
+            asyncio.get_running_loop().call_later(number / 2, os.kill, os.getpid(), signal.SIGTERM)
+        return await super().encode(token_ids)
+
+
+def outlast(encoder, *, on_stop=None, **api):
+    """What a client gets whose request is under way when the drain ends."""
+    chosen = settings(**api)
+    app = create_app(chosen, checkpoint=tiny_checkpoint(), encoder=encoder, store=MemoryStore())
+    answers, threads = [], []
+
+    def ask(url):
+        with httpx.Client(base_url=url, timeout=10) as http:
+            answers.append(http.post("/search", json={"query": "a"}))
+
+    def on_ready(url):
+        threads.append(threading.Thread(target=ask, args=(url,)))
+        threads[0].start()
+
+    code = serve(app, chosen.api, log_level="warning", on_ready=on_ready, on_stop=on_stop)
+    threads[0].join()
+    return code, answers[0]
+
+
+def test_server_request_that_outlasts_the_drain_gets_503_and_one_log_line(caplog):
+    code, answer = outlast(Outlasting(), drain_seconds=0.3)
+
+    assert (code, answer.status_code, answer.json()["code"]) == (0, 503, "shutting_down")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "the drain limit of 0.3 s (EOSEEK_API__DRAIN_SECONDS) passed: requests still under way: 1, answered 503"
+    ]
+
+
+def test_server_second_signal_ends_the_drain(caplog):
+    started = time.monotonic()
+    code, answer = outlast(Outlasting(num_signals=2), drain_seconds=60)
+
+    assert (code, answer.json()["code"]) == (0, "shutting_down")
+    assert time.monotonic() - started < 30
+    assert "a second signal came" in caplog.text
+
+
+def test_server_tells_of_the_stop_before_it_drains():
+    encoder = Outlasting()
+
+    # the request is answered because `on_stop` lets it through: it was under way when that was called
+    code, answer = outlast(encoder, on_stop=lambda: encoder.waiting.get_nowait().release(), drain_seconds=5)
+
+    assert (code, answer.status_code) == (0, 200)
 
 
 class OldStore(MemoryStore):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.encoders import pull as module
-from service.encoders.card import ADAPTER_WEIGHTS, read_card, write_card
+from service.encoders.card import ADAPTER_WEIGHTS, CARD, read_card, write_card
 from service.errors import ConfigurationError
 from tests.checkpoints import write_tiny_checkpoint
 
@@ -26,6 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(module, "_convert", fake_convert)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / ADAPTER_WEIGHTS).write_bytes(b"first")
+    (tmp_path / "adapter" / CARD).write_text("{}")
     return tmp_path / "eoseek"
 
 
@@ -33,8 +34,8 @@ def fake_convert(gguf: Path, path: Path, adapter: Path | None) -> None:
     """A tiny checkpoint that says which adapter it was built from."""
     write_tiny_checkpoint(path)
     if adapter is not None:
-        sha256 = hashlib.sha256((adapter / ADAPTER_WEIGHTS).read_bytes()).hexdigest()
-        write_card(path, replace(read_card(path), is_tuned=True, training={module.ADAPTER_SHA256: sha256}))
+        training = {module.ADAPTER_SHA256: module.adapter_sha256(adapter)}
+        write_card(path, replace(read_card(path), is_tuned=True, training=training))
 
 
 def put_wheel(cache: Path, monkeypatch: pytest.MonkeyPatch, content: bytes = GGUF) -> Path:
@@ -73,13 +74,14 @@ def test_pull_of_the_base_leaves_the_adapter_out(cache: Path, monkeypatch: pytes
     assert not read_card(path).is_tuned
 
 
+@pytest.mark.parametrize("changed", [ADAPTER_WEIGHTS, CARD])
 def test_pull_builds_the_default_anew_when_another_adapter_is_shipped(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     put_wheel(cache, monkeypatch)
     path = module.pull()
     before = read_card(path).training
-    (module.ADAPTER / ADAPTER_WEIGHTS).write_bytes(b"second")
+    (module.ADAPTER / changed).write_bytes(b"second")
     steps: list[str] = []
     assert module.pull(progress=steps.append) == path
     assert steps == ["converting the weights"]

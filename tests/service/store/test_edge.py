@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -195,6 +196,26 @@ def test_damaged_store_is_refused_in_one_line(tmp_path: Path, damage: Callable[[
     assert str(tmp_path) in caught.value.detail
     assert "\n" not in caught.value.detail
     assert (directory / "shard" / "segments").exists()  # what may still be rescued is not cleared
+
+
+@pytest.mark.parametrize("removed", ["shard/segments", "shard/segments/*"])
+def test_store_without_its_segments_is_refused_and_not_served_empty(tmp_path: Path, removed: str) -> None:
+    directory = made(tmp_path)
+    for each in directory.glob(removed):
+        shutil.rmtree(each)
+    with pytest.raises(ConfigurationError, match="segments is missing or empty") as caught:
+        EdgeShards(tmp_path)
+    assert "restore it from a backup" in caught.value.detail
+    assert "\n" not in caught.value.detail
+
+
+def test_refused_collection_can_be_given_up_as_the_message_says(tmp_path: Path) -> None:
+    directory = made(tmp_path)
+    shutil.rmtree(directory)
+    (tmp_path / "aliases.json").write_text("{}")
+    shards = EdgeShards(tmp_path)
+    assert shards.names() == []
+    shards.close()
 
 
 def test_refused_opening_gives_the_lock_back(tmp_path: Path) -> None:
