@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 _END_SECONDS = 5.0
-# SIGTERM ends it as Ctrl-C does, with its progress bar put away; and before it could, while modules load, without a word
+# SIGTERM ends it as Ctrl-C does, its progress bar put away; and before it could, while modules load, without a word
 _DEMO = "import signal; from eoseek.cli import main; signal.signal(signal.SIGTERM, signal.default_int_handler); main()"
 
 
