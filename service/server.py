@@ -10,20 +10,47 @@ import logging
 import signal
 import socket
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from service.errors import ConfigurationError
+from service.api.problems import respond
+from service.errors import ConfigurationError, MalformedInputError
 from service.settings import ApiSettings
 
 log = logging.getLogger("eoseek.server")
 
 _INTERRUPTED = 130
 _LAST_ANSWER_SECONDS = 2.0  # for requests that outlast the drain to be answered; they need milliseconds
+_MAX_HEAD_BYTES = 2**16
+_WANTED = f"Send HTTP/1.1 whose first line and headers have at most {_MAX_HEAD_BYTES:,} bytes."
 OnReady = Callable[[str], None]
 OnStop = Callable[[], None]
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1 by h11: about 0.1 ms a request more than by httptools, which gathers a head without limit, and drops the
+    body of a request that offers to upgrade, as Java's client does with every one."""
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing to warn of: an offer may be left unanswered."""
+
+    def send_400_response(self, msg: str) -> None:
+        """As every other error, a problem document; then the end of the connection."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            answer = respond(uuid.uuid4().hex, MalformedInputError(f"{msg} {_WANTED}"))
+            headers = [*answer.raw_headers, (b"connection", b"close")]
+            for event in (
+                h11.Response(status_code=answer.status_code, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=bytes(answer.body)),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -96,6 +123,9 @@ def serve(
         log_config=None,
         access_log=False,
         server_header=False,
+        http=_Protocol,
+        ws="none",
+        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
     )
     try:
         with (

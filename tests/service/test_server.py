@@ -1,6 +1,7 @@
 """The service on a real socket, in this process: `on_ready` makes the requests and ends it by a signal."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -106,6 +107,41 @@ def test_server_unknown_host_is_one_line_and_code_2(capsys):
 
     assert serve(make_app(chosen), chosen.api, log_level="warning") == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+UPGRADE = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAMAAABkAAQAAP__"}
+
+
+def test_server_offer_to_upgrade_is_declined_and_the_body_read(caplog):
+    def ask_twice(http):
+        return [http.post("/search", json={"query": "a"}, headers=UPGRADE).status_code for _ in range(2)]
+
+    assert visit(ask_twice)[1] == [200, 200]
+    assert caplog.records == []
+
+
+def say(http, data):
+    """All that is answered to these bytes, until the server closes the connection."""
+    with socket.create_connection((http.base_url.host, http.base_url.port), timeout=10) as connection:
+        connection.sendall(data)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01 no HTTP\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX-Endless: " + b"x" * 70_000,
+        b"POST /embed HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n",
+    ],
+    ids=["no HTTP", "endless head", "bad chunk"],
+)
+def test_server_unreadable_request_gets_a_problem_document(data):
+    head, _, body = visit(lambda http: say(http, data))[1].partition(b"\r\n\r\n")
+
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"application/problem+json" in head
+    assert json.loads(body)["code"] == "malformed_input"
 
 
 class Outlasting(GatedEncoder):
