@@ -1,5 +1,6 @@
 """Documents: index (JSON or a stream of lines), get, delete. An answer of 200 means durable."""
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Request
@@ -11,7 +12,7 @@ from service.api.problems import problems
 from service.api.services import Services, ServicesDep
 from service.errors import InvalidInputError, NotFoundError
 from service.ingest.lines import read_documents
-from service.ingest.pipeline import IncomingDocument, IngestReport
+from service.ingest.pipeline import Failure, IncomingDocument, IngestReport
 from service.schemas import (
     CollectionName,
     DeleteRequest,
@@ -23,6 +24,7 @@ from service.schemas import (
     FailedDocument,
 )
 from service.store.filters import check_filter
+from service.store.points import check_document
 
 stream_router = APIRouter(route_class=NdjsonRoute)
 router = APIRouter(route_class=JsonRoute, prefix="/documents", tags=["documents"])
@@ -69,7 +71,7 @@ async def index_stream(
     documents = read_documents(
         stream_body(request), max_line_bytes=limits.max_body_bytes, max_text_chars=limits.max_text_chars
     )
-    return _out(await services.pipeline.ingest(name, documents, truncate=truncate))
+    return _out(await services.pipeline.ingest(name, _storable(documents), truncate=truncate))
 
 
 @router.post("", openapi_extra=_NDJSON_DOCS, responses=problems(400, 404, 409, 413, 415, 422, 429, 500, 503))
@@ -81,13 +83,15 @@ async def index_documents(
     truncate: TruncateQuery = False,
 ) -> DocumentsResponse:
     """Index documents, all checked before the first is written; unchanged ones cost nothing."""
+    documents = [IncomingDocument(document=each.to_document()) for each in body.documents]
     _check(body.documents, services)
+    for each in documents:
+        check_document(each.document)
     if collection and body.collection and collection != body.collection:
         raise InvalidInputError(
             f"collection: {body.collection!r} in the body, {collection!r} in the URL; send one of them."
         )
     name = await services.collection(body.collection or collection)
-    documents = [IncomingDocument(document=each.to_document()) for each in body.documents]
     truncate = body.truncate or truncate
     return _out(await services.pipeline.ingest(name, documents, truncate=truncate, deadline=request.state.deadline))
 
@@ -131,6 +135,22 @@ async def delete_document(
     if await services.store.delete(name, [document_id]) == 0:
         raise NotFoundError(f"No document {document_id[:200]!r} in collection {name!r}.")
     return DeleteResponse(deleted=1)
+
+
+async def _storable(
+    documents: AsyncIterator[IncomingDocument | Failure],
+) -> AsyncIterator[IncomingDocument | Failure]:
+    """`documents`; one that no store could keep fails alone, rather than the batch that it would be stored in."""
+    async for each in documents:
+        yield _checked(each) if isinstance(each, IncomingDocument) else each
+
+
+def _checked(incoming: IncomingDocument) -> IncomingDocument | Failure:
+    try:
+        check_document(incoming.document)
+    except InvalidInputError as error:
+        return Failure(id=incoming.document.id, line=incoming.line, code=error.code, detail=error.detail)
+    return incoming
 
 
 def _check(documents: list[DocumentIn], services: Services) -> None:

@@ -67,7 +67,7 @@ def check_points(points: Sequence[Point], dimension: int) -> dict[str, Point]:
     """
     for point in points:
         check_embeddings(point.embedding[None], dimension)
-        _check_document(point.document)
+        check_document(point.document)
     return {point.document.id: point for point in points}
 
 
@@ -100,7 +100,8 @@ def from_payload(payload: Mapping[str, Any]) -> Document:
     )
 
 
-def _check_document(document: Document) -> None:
+def check_document(document: Document) -> None:
+    """Raise InvalidInputError for a document that a store could not keep as it is."""
     try:
         for text in (document.id, document.title, document.text):
             text.encode("utf-8")

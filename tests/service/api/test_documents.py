@@ -149,6 +149,31 @@ def test_stream_good_lines_are_indexed_and_bad_lines_come_back(client):
     assert client.get("/documents/a").json()["text"] == "beir"
 
 
+def nested(depth):
+    return {"a": nested(depth - 1)} if depth > 1 else {}
+
+
+def test_stream_a_line_that_no_store_could_keep_fails_alone(client):
+    report = stream(
+        client,
+        {"id": "a", "text": "t"},
+        {"id": "b", "text": "t", "metadata": nested(17)},
+        {"id": "c", "text": "t", "metadata": nested(16)},
+    )
+
+    assert counts(report) == (2, 0, 1)
+    assert (report["failed"][0]["id"], report["failed"][0]["line"]) == ("b", 2)
+    assert "nests deeper than 16" in report["failed"][0]["detail"]
+
+
+def test_document_that_no_store_could_keep_leaves_all_unwritten(client):
+    documents = [{"id": str(number), "text": "t"} for number in range(700)]
+
+    index(client, *documents, {"id": "deep", "text": "t", "metadata": nested(17)}, status=422)
+
+    assert num_documents(client) == 0
+
+
 def test_stream_again_changes_nothing(client):
     lines = [{"id": str(number), "text": f"text {number}"} for number in range(700)]
 
