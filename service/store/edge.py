@@ -92,7 +92,11 @@ class EdgeStore:
 
     async def list_collections(self) -> list[CollectionInfo]:
         """See `Store`."""
-        return [CollectionInfo(**await self._call("describe", name)) for name in await self._call("names")]
+        infos = []
+        for name in await self._call("names"):
+            with contextlib.suppress(NotFoundError):  # dropped since
+                infos.append(await self.describe_collection(name))
+        return infos
 
     async def describe_collection(self, name: str) -> CollectionInfo:
         """See `Store`."""

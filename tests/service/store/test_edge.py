@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +129,26 @@ async def test_upsert_caller_gone_others_are_stored(tmp_path: Path) -> None:
     leaving.cancel()
     await staying
     assert await store.get("c", ["staying"]) == [point("staying").document]
+    await store.stop()
+
+
+class DroppingStore(EdgeStore):
+    """Another caller drops `c` between the two calls of a listing."""
+
+    async def _call(self, method: str, *args: object) -> Any:
+        result = await super()._call(method, *args)
+        if method == "names" and "c" in result:
+            await super()._call("drop", "c")
+        return result
+
+
+async def test_list_while_a_collection_is_dropped_leaves_it_out(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    await store.create_collection("other", fingerprint="f" * 64, dimension=2)
+    await store.stop()
+    store = DroppingStore(tmp_path)
+    await store.start()
+    assert [info.name for info in await store.list_collections()] == ["other"]
     await store.stop()
 
 
