@@ -23,7 +23,9 @@ from service.errors import InvalidFilterError
 from service.store.base import Filter, point_id
 
 MAX_DEPTH = 8  # filters inside filters; the engine recurses
-MAX_TERMS = 10_000  # conditions plus the values they list
+MAX_TERMS = (
+    10_000  # conditions plus the values they list and the words they look for; each costs time for each document
+)
 
 _CLAUSES = ("must", "should", "must_not")
 _BOUNDS = ("gt", "gte", "lt", "lte")
@@ -32,6 +34,7 @@ _ALONE = ("has_id", "is_empty", "is_null", "nested")
 _UNSUPPORTED = ("geo_radius", "geo_bounding_box", "geo_polygon", "has_vector", "slice")
 _TYPES: dict[type, str] = {int: "an integer", str: "a string"}
 _MATCHES = ("value", "any", "except", "text", "text_any", "phrase", "prefix", "substring")
+_BY_WORD = ("text", "text_any", "phrase")
 
 
 def check_filter(value: Any) -> Filter:
@@ -182,7 +185,10 @@ class _Walk:
             return {kind: self._values(content, inside, (str,) if is_text else (int,))}
         if kind == "value":
             return {kind: content if isinstance(content, bool) else _scalar(content, inside, (int, str))}
-        return {kind: _scalar(content, inside, (str,))}
+        text = _scalar(content, inside, (str,))
+        if kind in _BY_WORD:
+            self._count(len(text.split()), inside)
+        return {kind: text}
 
     def _values(self, value: Any, place: str, types: tuple[type, ...]) -> list[Any]:
         if not isinstance(value, list):
@@ -193,7 +199,7 @@ class _Walk:
     def _count(self, num_terms: int, place: str) -> None:
         self._num_terms += num_terms
         if self._num_terms > MAX_TERMS:
-            _refuse(place, f"the filter has more than {MAX_TERMS} conditions and listed values")
+            _refuse(place, f"the filter has more than {MAX_TERMS} conditions, listed values and words")
 
 
 def _fields(

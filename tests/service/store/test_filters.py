@@ -67,6 +67,7 @@ def field(**condition: Any) -> dict[str, Any]:
         ({"must": [{"should": [{"must_not": [{"x": 1}]}]}]}, "must[0].should[0].must_not[0].x: unknown here"),
         (nested_filters(MAX_DEPTH + 1), "filters nest deeper"),
         (field(match={"any": [1] * MAX_TERMS}), "must[0].match.any: the filter has more than"),
+        (field(match={"text": "a " * MAX_TERMS}), "must[0].match.text: the filter has more than"),
     ],
 )
 def test_check_filter_bad_filter_is_refused_with_its_place(filter: Any, place: str) -> None:
