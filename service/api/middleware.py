@@ -78,6 +78,9 @@ class RequestMiddleware:
         asked = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
         request_id = asked if _SAFE_ID.fullmatch(asked) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        if scope["method"] == "HEAD":
+            # wherever GET is; the server, whose scope stays as it is, leaves out the body
+            scope = {**scope, "method": "GET"}
         exchange = _Exchange(receive, send, request_id)
         started = time.monotonic()
         try:

@@ -109,6 +109,18 @@ def test_server_unknown_host_is_one_line_and_code_2(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_server_answers_head_as_get_without_the_body():
+    def ask_both(http):
+        return [http.get("/health/live"), http.head("/health/live"), http.head("/documents/none"), http.head("/search")]
+
+    found, head, missing, wrong = visit(ask_both)[1]
+
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == found.headers["content-length"]
+    assert (missing.status_code, missing.content) == (404, b"")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+
+
 UPGRADE = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAMAAABkAAQAAP__"}
 
 

@@ -206,7 +206,7 @@ def test_other_refusals(small, name):
 def test_wrong_method_names_every_method_of_the_path(small):
     response = small.request("PATCH", "/collections/default")
 
-    assert response.headers["allow"] == "DELETE, GET, PUT"
+    assert response.headers["allow"] == "DELETE, GET, HEAD, PUT"
 
 
 def test_field_errors_are_listed_with_location_and_message(small):
