@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -15,11 +16,11 @@ from service.batching.batcher import Batcher
 from service.encoders.base import AsyncEncoder
 from service.encoders.checkpoint import Checkpoint, load_checkpoint
 from service.encoders.worker import WorkerEncoder
-from service.errors import ConfigurationError, EoseekError
+from service.errors import ConfigurationError, EoseekError, FingerprintMismatchError
 from service.ingest.pipeline import IngestPipeline
 from service.metrics import Metrics
 from service.server import OnReady, OnStop, serve
-from service.settings import EncoderSettings, Settings
+from service.settings import EncoderSettings, Settings, StoreSettings
 from service.store import open_store
 from service.store.base import Store
 
@@ -97,9 +98,7 @@ async def _running(
             encoder = encoder or _worker_encoder(settings.encoder, checkpoint, metrics)
             store = store or open_store(settings.store)
             await _start_both(stack, encoder, store)
-            await store.create_collection(
-                settings.store.collection, fingerprint=checkpoint.fingerprint, dimension=checkpoint.dimension
-            )
+            await _open_default(store, settings.store, checkpoint)
         except EoseekError as error:
             raise ConfigurationError(error.detail) from error
         metrics.set_build(version=__version__, model=checkpoint.name, fingerprint=checkpoint.fingerprint)
@@ -127,6 +126,19 @@ async def _running(
             metrics=metrics,
             collections=CollectionGate(store, checkpoint.fingerprint),
         )
+
+
+async def _open_default(store: Store, settings: StoreSettings, checkpoint: Checkpoint) -> None:
+    name = settings.collection
+    create = partial(store.create_collection, name, fingerprint=checkpoint.fingerprint, dimension=checkpoint.dimension)
+    try:
+        await create()
+    except FingerprintMismatchError:
+        # an empty one holds nothing that could be lost, unless another service writes to the same server
+        if settings.kind == "qdrant" or (await store.describe_collection(name)).num_documents:
+            raise
+        await store.drop_collection(name)
+        await create()
 
 
 async def _start_both(stack: AsyncExitStack, encoder: AsyncEncoder, store: Store) -> None:

@@ -30,6 +30,7 @@ class FakeEncoder:
     def __init__(self, dimension: int = 8, die_once_path: str = "") -> None:
         """`die_once_path`: DIE_ONCE_ID kills the process unless this file is there, and creates it."""
         self.dimension = dimension
+        self.dtype = "float32"
         self.batches: list[list[list[int]]] = []
         self._die_once_path = die_once_path
 
@@ -85,6 +86,7 @@ class GatedEncoder:
 
     def __init__(self, dimension: int = 8) -> None:
         self.dimension = dimension
+        self.dtype = "float32"
         self.waiting: asyncio.Queue[GatedBatch] = asyncio.Queue()
 
     async def start(self) -> None: ...

@@ -56,7 +56,7 @@ async def info(services: ServicesDep) -> Info:
         default_instruction=checkpoint.default_instruction,
         instructions=checkpoint.instructions,
         backend=settings.encoder.backend,
-        dtype=settings.encoder.dtype,
+        dtype=services.encoder.dtype,
         store=settings.store.kind,
         default_collection=settings.store.collection,
         limits=_limits(services),

@@ -24,6 +24,11 @@ class Encoder(Protocol):
         """Length of an embedding."""
         ...
 
+    @property
+    def dtype(self) -> str:
+        """Number format of the weights: `float32`, `bfloat16`."""
+        ...
+
     def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
         """Embed texts given as complete token ids.
 
@@ -45,6 +50,11 @@ class AsyncEncoder(Protocol):
     @property
     def dimension(self) -> int:
         """Length of an embedding."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the weights; empty before `start`."""
         ...
 
     @property

@@ -50,6 +50,11 @@ class TorchEncoder:
         """Length of an embedding."""
         return self._dimension
 
+    @property
+    def dtype(self) -> str:
+        """Number format of the weights."""
+        return str(self._model.dtype).removeprefix("torch.")
+
     def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
         """See `Encoder.encode`."""
         embeddings = np.empty((len(token_ids), self._dimension), dtype=np.float32)

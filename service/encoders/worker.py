@@ -29,7 +29,7 @@ class Worker:
 
     def describe(self) -> dict[str, Any]:
         """What the parent needs to know of the encoder."""
-        return {"dimension": self._encoder.dimension}
+        return {"dimension": self._encoder.dimension, "dtype": self._encoder.dtype}
 
     def encode(self, lengths: NDArray[np.int32], flat_ids: NDArray[np.int32]) -> Embeddings:
         """See `Encoder.encode`; the texts' token ids lie end to end in `flat_ids`."""
@@ -77,11 +77,17 @@ class WorkerEncoder:
         self._restart_wait_seconds = restart_wait_seconds
         self._hang_seconds = hang_seconds
         self._dimension = 0
+        self._dtype = ""
 
     @property
     def dimension(self) -> int:
         """Length of an embedding; 0 before `start`."""
         return self._dimension
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the weights; empty before `start`."""
+        return self._dtype
 
     @property
     def is_ready(self) -> bool:
@@ -96,7 +102,8 @@ class WorkerEncoder:
     async def start(self) -> None:
         """See `AsyncEncoder.start`."""
         await self._child.start()
-        self._dimension = (await self._child.call("describe"))["dimension"]
+        described = await self._child.call("describe")
+        self._dimension, self._dtype = described["dimension"], described["dtype"]
 
     async def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
         """See `AsyncEncoder.encode`. Encoding has no effects, so a batch whose worker died is sent once more."""
@@ -141,6 +148,11 @@ class LocalEncoder:
     def dimension(self) -> int:
         """Length of an embedding."""
         return self._encoder.dimension
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the weights."""
+        return self._encoder.dtype
 
     @property
     def is_ready(self) -> bool:

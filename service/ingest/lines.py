@@ -44,9 +44,10 @@ def parse_line(raw: bytes, line: int, *, max_text_chars: int) -> IncomingDocumen
         if isinstance(value, dict) and "_id" in value and "id" not in value:
             value["id"] = value.pop("_id")
         document = DocumentIn.model_validate(value).to_document()
-        if len(document.title) + len(document.text) > max_text_chars:
+        chars = len(document.title) + len(document.text)
+        if chars > max_text_chars:
             raise InvalidInputError(
-                f"text has {len(document.text):,} characters; the limit is {max_text_chars:,}. Split it."
+                f"title and text have {chars:,} characters; the limit is {max_text_chars:,}. Split it."
             )
     except ValidationError as error:
         return _failure(value, line, InvalidInputError.code, describe_errors(error.errors())[0])

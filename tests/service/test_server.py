@@ -9,12 +9,14 @@ import threading
 import time
 
 import httpx
+import numpy as np
 import pytest
 
 from service.app import create_app, run
 from service.encoders.worker import LocalEncoder
 from service.server import serve
 from service.settings import ApiSettings, EncoderSettings, Settings, StoreSettings
+from service.store.base import Document, Point
 from service.store.memory import MemoryStore
 from tests.fakes import FakeEncoder, GatedEncoder
 from tests.service.api.parts import DIMENSION, tiny_checkpoint
@@ -220,6 +222,8 @@ def test_server_tells_of_the_stop_before_it_drains():
 class OldStore(MemoryStore):
     async def start(self):
         await self.create_collection("default", fingerprint="e" * 64, dimension=DIMENSION)
+        document, embedding = Document(id="a", text="t"), np.eye(DIMENSION, dtype=np.float32)[0]
+        await self.upsert("default", [Point(document=document, embedding=embedding)])
 
 
 def test_server_store_of_another_checkpoint_is_one_line_and_code_2(capsys):

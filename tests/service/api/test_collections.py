@@ -59,6 +59,16 @@ def test_a_collection_of_another_checkpoint_is_refused_with_the_way_out(make_cli
     assert "ffff" in problem["detail"]
 
 
+def test_an_empty_default_collection_of_another_checkpoint_is_made_anew(make_client):
+    class EmptyStore(MemoryStore):
+        async def start(self):
+            await self.create_collection("default", fingerprint="e" * 64, dimension=DIMENSION)
+
+    client = make_client(store=EmptyStore())
+
+    assert client.get("/collections/default").json()["fingerprint"] == FINGERPRINT
+
+
 def test_a_collection_of_another_checkpoint_can_be_looked_at_and_dropped(make_client):
     client = make_client(store=OldStore())
 

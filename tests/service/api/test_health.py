@@ -25,6 +25,7 @@ def test_info_tells_what_runs_and_no_path(client):
 
     assert info["model"] == info["checkpoint"] == "tiny"
     assert (info["dimension"], info["max_length"], info["is_tuned"]) == (DIMENSION, MAX_LENGTH, False)
+    assert info["dtype"] == "float32"
     assert info["instructions"] == {"code": "Find the function"}
     assert info["limits"]["max_top_k"] == 1000
     assert "/checkpoints" not in str(info)

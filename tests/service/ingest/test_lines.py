@@ -96,6 +96,13 @@ def test_parse_line_too_many_characters():
     assert "51 characters" in parsed.detail
 
 
+def test_parse_line_counts_the_title_with_the_text():
+    parsed = parse_line(b'{"id": "a", "text": "x", "title": "' + b"y" * 50 + b'"}', 7, max_text_chars=50)
+
+    assert isinstance(parsed, Failure)
+    assert "51 characters" in parsed.detail
+
+
 def test_parse_line_details_are_bounded():
     raw = ("[" + ",".join(f'"{"x" * 200}"' for _ in range(50)) + "]").encode()
     parsed = parse_line(b'{"id": ' + raw + b', "text": ' + raw + b', "' + b"k" * 5000 + b'": 1}', 1, max_text_chars=50)
