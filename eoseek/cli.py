@@ -166,6 +166,10 @@ def evaluate(
         int | None, typer.Option(min=1, help="Cut texts of a --checkpoint at so many tokens.")
     ] = None,
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of a --checkpoint.")] = "auto",
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a --checkpoint's embeddings of documents, to go on after a break or ask again."),
+    ] = None,
     load: Annotated[bool, typer.Option("--ingest", help="Load the corpus into the service first.")] = False,
     truncate: Annotated[
         bool, typer.Option(help="Let a service cut texts over its length; offline they always are.")
@@ -195,6 +199,7 @@ def evaluate(
         top_k=top_k,
         max_length=max_length,
         dtype=dtype,
+        keep=keep,
         truncate=truncate,
     )
     sets = _judged_sets(data, split, plan)

@@ -1,6 +1,7 @@
 """What `eoseek evaluate` judges: a running service, and what runs offline by `training.evaluation.systems`."""
 
 import re
+import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from training.search import blocks
 
 _BATCH_SIZE = 32
 _RETRY_SECONDS = 120.0
+_SECONDS_BETWEEN_LINES = 60.0
 _SERVICE_TOP_K = 100
 _OFFLINE_TOP_K = 1000
 
@@ -39,6 +41,7 @@ class EvaluationPlan:
     top_k: int | None = None
     max_length: int | None = None
     dtype: str = "auto"
+    keep: Path | None = None
     truncate: bool = False
 
     @property
@@ -58,8 +61,10 @@ class EvaluationPlan:
             raise ConfigurationError(
                 "--collection is where a service holds one set; with offline or several sets, leave it out"
             )
-        if not self.checkpoints and (self.max_length is not None or self.dtype != "auto"):
-            raise ConfigurationError("--max-length and --dtype are for --checkpoint; a service has its own settings")
+        offline = {"--max-length": self.max_length, "--dtype": self.dtype != "auto" or None, "--keep": self.keep}
+        given = [name for name, value in offline.items() if value is not None]
+        if given and not self.checkpoints:
+            raise ConfigurationError(f"{' and '.join(given)}: for --checkpoint only; a service has its own settings")
 
     def systems(self) -> Generator[System]:
         """The systems, one after the other."""
@@ -90,6 +95,7 @@ class EvaluationPlan:
                 name=system_name(given),
                 top_k=self.top_k or _OFFLINE_TOP_K,
                 instruction=self.instruction,
+                keep=self.keep,
                 progress=bar.show,
             )
 
@@ -109,11 +115,12 @@ def _is_named(given: str) -> bool:
 
 
 class EncodingBar:
-    """A progress bar on stderr for each corpus that is encoded; only on a terminal."""
+    """A progress bar on stderr for each corpus that is encoded; where that is no terminal, a line a minute."""
 
     def __init__(self, label: str) -> None:
         self._label = label
         self._bar: Progress | None = None
+        self._told = time.monotonic()
 
     def __enter__(self) -> "EncodingBar":
         return self
@@ -136,6 +143,9 @@ class EncodingBar:
             self._bar.add_task(self._label)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+        if self._bar.disable and time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
+            self._told = time.monotonic()
+            self._bar.console.print(f"{self._label}: {done:,} of {total:,} documents", markup=False, highlight=False)
         if done == total:
             self.__exit__(None, None, None)
 

@@ -62,6 +62,7 @@ class TuningConfig:
     alpha: Count = 64
     dropout: Share = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    adapter: str | None = None  # an exported adapter whose weights a new one starts from
     freeze_embeddings: bool = True  # full tuning only: token embeddings are a fifth of a small model and move little
 
 
@@ -94,7 +95,7 @@ class DistillationConfig:
     vectors: str | None = None  # folder of teacher vectors, below `data_root`
     kl_weight: Weight = 0.0
     margin_mse_weight: Weight = 0.0
-    vector_weight: Weight = 0.0  # match the vectors themselves through a rotation
+    vector_weight: Weight = 0.0  # match the vectors themselves, turned
     teacher_temperature: Positive = 0.05
 
     def __post_init__(self) -> None:

@@ -52,6 +52,11 @@ class CheckpointEmbedder:
         return self._encoder.dimension
 
     @property
+    def dtype(self) -> str:
+        """Number format of the weights."""
+        return self._encoder.dtype
+
+    @property
     def takes_instruction(self) -> bool:
         """Whether the checkpoint's frame has a place for an instruction."""
         return "{instruction}" in self._contract.frame.query_template

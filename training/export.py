@@ -69,7 +69,7 @@ def _from_run(run_dir: Path, folder: Path) -> Tuned:
     base = open_base(config.base, run_dir / "base", trust_remote_code=config.trust_remote_code)
     model = load_model(base, dtype=torch.float32, device="cpu", trust_remote_code=config.trust_remote_code)
     apply_tuning(model, config.tuning)
-    load_tuned(EmbeddingModel(model, pooling=base.pooling), folder, ignore=("projection.",))
+    load_tuned(EmbeddingModel(model, pooling=base.pooling), folder, ignore=("alignment.",))
     _merge_lora(model)
     if config.pooling:
         base = replace(base, pooling=config.pooling)
@@ -188,10 +188,9 @@ def export(tuned: Tuned, path: Path, *, dtype: Literal["auto", "float32", "bfloa
         dtype: `auto` keeps the precision of the base's files.
     """
     written = _stored_dtype(tuned.checkpoint) if dtype == "auto" else getattr(torch, dtype)
-    model: nn.Module = tuned.model
-    model.to(written)
+    _convert(tuned.model, written)
     vectors = _probe_vectors(tuned.model, tuned.checkpoint)
-    model.to(written)
+    _convert(tuned.model, written)
     write_checkpoint(
         path,
         tuned.model,
@@ -205,10 +204,17 @@ def export(tuned: Tuned, path: Path, *, dtype: Literal["auto", "float32", "bfloa
 
 def _probe_vectors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
     """Of rounded weights, in float32: what a reader with exact arithmetic computes. Leaves the model in float32."""
+    _convert(model, torch.float32)
     module: nn.Module = model
-    module.float().eval()
+    module.eval()
     encoder = TorchEncoder(model, pooling=checkpoint.pooling, dimension=checkpoint.dimension, row_tokens=1024)
     return encode_probes(encoder, checkpoint.contract)
+
+
+def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """What is written, and no buffers: a reader computes rotary frequencies anew, in float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -262,8 +268,7 @@ def export_adapter(tuned: Tuned, base: str, path: Path, *, rank: int) -> float:
 def _merged_probes(base: Checkpoint, adapter: Path) -> dict[str, str]:
     """Vectors of the merged weights as they will be written, so that whoever merges them can check the result."""
     merged = load_model(base, dtype=torch.float32, device="cpu", trust_remote_code=False)
-    module: nn.Module = merged
-    module.to(_stored_dtype(base))  # as `eoseek model pull` reads the base
+    _convert(merged, _stored_dtype(base))  # as `eoseek model pull` reads the base
     merge_adapter(merged, adapter)
     return _probe_vectors(merged, base)
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from training.alignment import Alignment
 from training.config import DistillationConfig, LossConfig
 
 _MASKED = float("-inf")
@@ -109,14 +110,13 @@ def margin_mse(scores_BN: Tensor, teacher_BN: Tensor, *, targets_B: Tensor, mask
     return squares_BN.sum() / used_BN.sum().clamp(min=1)
 
 
-def vector_match(embeddings_ND: Tensor, teacher_NK: Tensor, projection: nn.Module) -> Tensor:
-    """Mean of 1 - the product of projected embeddings and the teacher's vectors, both of unit length before.
+def vector_match(turned_NK: Tensor, teacher_NK: Tensor) -> Tensor:
+    """Mean of 1 - the product of turned embeddings and the teacher's vectors, all of unit length before.
 
-    Under a projection that keeps lengths (see `training.model.rotation`) it is 0 only where the embeddings are the
-    teacher's vectors, turned, so that their scores are the teacher's scores too.
+    Under a map that only turns (see `training.alignment.Alignment`) it is 0 only where the embeddings are the teacher's
+    vectors, turned, so that their scores are the teacher's scores too.
     """
-    turned_NK: Tensor = projection(embeddings_ND.float())
-    return 1.0 - (turned_NK * functional.normalize(teacher_NK.float(), dim=-1)).sum(dim=-1).mean()
+    return 1.0 - (turned_NK * teacher_NK).sum(dim=-1).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +133,12 @@ class Objective:
     """The weighted sum of all terms that a run asks for."""
 
     def __init__(
-        self, loss: LossConfig, distillation: DistillationConfig, *, projection: nn.Module | None = None
+        self, loss: LossConfig, distillation: DistillationConfig, *, alignment: Alignment | None = None
     ) -> None:
-        """Take the weights; `projection` maps embeddings to the teacher's dimension."""
+        """Take the weights; `alignment` turns embeddings onto the teacher's vectors."""
         self._loss = loss
         self._distillation = distillation
-        self._projection = projection
+        self._alignment = alignment
 
     def __call__(self, q_BD: Tensor, d_ND: Tensor, targets: Targets) -> dict[str, Tensor]:
         """All terms by name, unweighted, and their weighted sum as `loss`.
@@ -185,9 +185,11 @@ class Objective:
                 margins = margin_mse(scores_BN, teacher_BN, targets_B=targets.targets_B, masked_BN=targets.masked_BN)
                 terms.append(("margin_mse", config.margin_mse_weight, margins))
         if config.vector_weight and targets.teacher_vectors is not None:
-            assert self._projection is not None
-            match = vector_match(torch.cat([q_BD, d_ND]), targets.teacher_vectors, self._projection)
-            terms.append(("vector", config.vector_weight, match))
+            assert self._alignment is not None
+            embeddings = torch.cat([q_BD, d_ND])
+            vectors = functional.normalize(targets.teacher_vectors.float(), dim=-1)
+            self._alignment.gather(embeddings, vectors)
+            terms.append(("vector", config.vector_weight, vector_match(self._alignment(embeddings), vectors)))
         return terms
 
 

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from service.encoders.adapter import read_adapter
 from service.encoders.base import Pooling
 from service.encoders.checkpoint import Checkpoint
 from service.encoders.packed import enable_packing, packed_forward, padded_forward
 from service.encoders.pooling import pool
 from service.encoders.torch_encoder import choose_dtype, load_model
 from service.errors import ConfigurationError
+from training.alignment import Alignment
 from training.config import TrainingConfig, TuningConfig
 
 WEIGHTS = "tuned.safetensors"
@@ -26,18 +28,18 @@ WEIGHTS = "tuned.safetensors"
 class EmbeddingModel(nn.Module):
     """Token ids to embeddings, differentiable."""
 
-    def __init__(self, backbone: PreTrainedModel, *, pooling: Pooling, projection: nn.Module | None = None) -> None:
+    def __init__(self, backbone: PreTrainedModel, *, pooling: Pooling, alignment: Alignment | None = None) -> None:
         """Take over a backbone.
 
         Args:
             backbone: in its dtype; adapters, if any, are inside.
             pooling: from token states to an embedding.
-            projection: to a teacher's dimension; tuned along, not part of the exported model.
+            alignment: with a teacher's vectors; saved along, not part of the exported model.
         """
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
-        self.projection = projection
+        self.alignment = alignment
         self._forward = packed_forward if enable_packing(backbone) else padded_forward
 
     def forward(self, token_ids: list[list[int]]) -> Tensor:
@@ -49,9 +51,10 @@ class EmbeddingModel(nn.Module):
         """What is tuned, by name, in a fixed order."""
         return {name: each for name, each in self.named_parameters() if each.requires_grad}
 
-    def encoder_parameters(self) -> list[nn.Parameter]:
-        """What is tuned of the backbone: its gradients come from this process's texts only."""
-        return [each for each in self.backbone.parameters() if each.requires_grad]
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint of a run holds, by name: the tuned parameters, and what the alignment has gathered."""
+        alignment = self.alignment.state_dict(prefix="alignment.") if self.alignment is not None else {}
+        return self.tuned_parameters() | alignment
 
 
 def build_model(
@@ -73,25 +76,17 @@ def build_model(
     backbone = load_model(checkpoint, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code)
     torch.manual_seed(config.seed)
     apply_tuning(backbone, config.tuning)
+    if config.tuning.adapter:
+        start_from_adapter(backbone, Path(config.tuning.adapter), config.tuning)
     if config.memory.gradient_checkpointing:
         backbone.gradient_checkpointing_enable({"use_reentrant": False})
-    projection = None
+    alignment = None
     if config.distillation.vector_weight and teacher_dimension:
-        projection = rotation(checkpoint.dimension, teacher_dimension).to(device)
-    model = EmbeddingModel(backbone, pooling=config.pooling or checkpoint.pooling, projection=projection)
+        alignment = Alignment(checkpoint.dimension, teacher_dimension).to(device)
+    model = EmbeddingModel(backbone, pooling=config.pooling or checkpoint.pooling, alignment=alignment)
     for parameter in model.tuned_parameters().values():
         parameter.grad_dtype = torch.float32
     return model
-
-
-def rotation(dimension: int, teacher_dimension: int) -> nn.Module:
-    """A tuned linear map whose rows or columns, whichever are fewer, stay orthonormal.
-
-    A free projection can fit a teacher's vectors while the embeddings themselves lie otherwise; this one only turns.
-    """
-    linear = nn.Linear(dimension, teacher_dimension, bias=False)
-    nn.init.orthogonal_(linear.weight)
-    return nn.utils.parametrizations.orthogonal(linear, orthogonal_map="householder", use_trivialization=False)
 
 
 def apply_tuning(backbone: PreTrainedModel, tuning: TuningConfig) -> None:
@@ -116,6 +111,23 @@ def apply_tuning(backbone: PreTrainedModel, tuning: TuningConfig) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+def start_from_adapter(backbone: PreTrainedModel, folder: Path, tuning: TuningConfig) -> None:
+    """Give the adapters of a backbone the weights of an exported one.
+
+    Raises:
+        ConfigurationError: unreadable, or of other layers or another rank than `tuning` names.
+    """
+    weights, scaling = read_adapter(folder)
+    own = {name.replace(".default.", "."): each for name, each in backbone.named_parameters() if "lora_" in name}
+    fits = {name: each.shape for name, each in own.items()} == {name: each.shape for name, each in weights.items()}
+    if not fits:
+        raise ConfigurationError(f"tuning.adapter {folder}: other layers or another rank than this run's {tuning.rank}")
+    factor = scaling * tuning.rank / tuning.alpha
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name] * factor if "lora_B" in name else weights[name])
+
+
 def lora_config(tuning: TuningConfig) -> Any:
     """The adapter as peft describes it."""
     from peft import LoraConfig
@@ -130,11 +142,11 @@ def lora_config(tuning: TuningConfig) -> Any:
 
 
 def save_tuned(model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-    """Write the tuned weights to `folder`; `state` instead of the model's own where they are sharded."""
+    """Write the tuned weights and the alignment; `state` instead of the model's own where they are sharded."""
     from safetensors.torch import save_file
 
-    names = cast(EmbeddingModel, model).tuned_parameters()
-    state = names if state is None else {name: state[name] for name in names}
+    own = cast(EmbeddingModel, model).saved_tensors()
+    state = own if state is None else {name: state[name] for name in own}
     save_file({name: each.detach().contiguous().cpu() for name, each in state.items()}, folder / WEIGHTS)
 
 
@@ -155,10 +167,10 @@ def load_tuned(model: EmbeddingModel, folder: Path, *, ignore: tuple[str, ...] =
     except Exception as error:  # safetensors raises a kind of its own
         raise ConfigurationError(f"{folder / WEIGHTS}: {error}") from error
     state = {name: each for name, each in saved.items() if not name.startswith(ignore)}
-    tuned = model.tuned_parameters()
-    if state.keys() != tuned.keys():
-        different = sorted(state.keys() ^ tuned.keys())
+    own = model.saved_tensors()
+    if state.keys() != own.keys():
+        different = sorted(state.keys() ^ own.keys())
         raise ConfigurationError(f"{folder}: tuned weights of another configuration, {different[0]} first")
     with torch.no_grad():
-        for name, parameter in tuned.items():
-            parameter.copy_(state[name])
+        for name, tensor in own.items():
+            tensor.copy_(state[name])

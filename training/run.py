@@ -79,7 +79,7 @@ def _trainer(config: TrainingConfig, mixture: Mixture, state: PartialState, *, r
         model,
         config,
         Steps(sampler, collator),
-        objective=Objective(config.loss, config.distillation, projection=model.projection),
+        objective=Objective(config.loss, config.distillation, alignment=model.alignment),
         held_out=HeldOutTask(mixture.held_out, base.contract, config) if mixture.held_out.corpus else None,
         resumes=resumes,
     )

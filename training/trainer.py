@@ -130,7 +130,7 @@ class EmbeddingTrainer(Trainer):
             scale=self.args.world_size if is_sharded else 1.0,
         )
         if not is_sharded:
-            add_gradients(self.model.encoder_parameters())
+            add_gradients(list(self.model.tuned_parameters().values()))
         return loss.to(self.args.device)
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002

@@ -20,6 +20,22 @@ _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
+def read_adapter(folder: Path) -> tuple[dict[str, Tensor], float]:
+    """An adapter's tensors by name within the model, and what the product of `lora_B` and `lora_A` is multiplied by.
+
+    Raises:
+        ConfigurationError: a file missing or broken.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        config: Mapping[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        weights = {name.removeprefix(_PREFIX): each for name, each in load_file(folder / ADAPTER_WEIGHTS).items()}
+        return weights, config["lora_alpha"] / config["r"]
+    except Exception as error:  # safetensors raises a kind of its own
+        raise ConfigurationError(f"adapter {folder}: {error}") from error
+
+
 def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Add an adapter to the weights of a model, in place, in float32.
 
@@ -29,14 +45,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> None:
     Raises:
         ConfigurationError: a file missing or broken, or weights that the model does not have.
     """
-    from safetensors.torch import load_file
-
-    try:
-        config: Mapping[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        weights = {name.removeprefix(_PREFIX): each for name, each in load_file(folder / ADAPTER_WEIGHTS).items()}
-        scaling = config["lora_alpha"] / config["r"]
-    except Exception as error:  # safetensors raises a kind of its own
-        raise ConfigurationError(f"adapter {folder}: {error}") from error
+    weights, scaling = read_adapter(folder)
     parameters = dict(model.named_parameters())
     for name, weight in weights.items():
         if name.endswith(_B):

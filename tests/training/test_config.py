@@ -23,6 +23,15 @@ def test_config_overrides_reach_into_groups(tmp_path: Path) -> None:
     assert (config.tuning.rank, config.loss.temperature, config.num_steps) == (32, 0.05, 7)
 
 
+def test_config_override_of_each_entry_of_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: run\nnum_steps: 3\nsets: [{name: a, path: a.jsonl}, {name: b, path: b.jsonl}]\n")
+    config = load_config(path, {"sets.*.max_examples": "5"})
+    assert [each.max_examples for each in config.sets] == [5, 5]
+    with pytest.raises(ConfigurationError, match=r"sets is a list; write sets\.\* for its entries"):
+        load_config(path, {"sets.max_examples": "5"})
+
+
 @pytest.mark.parametrize("place", [{}, {"optimizer": {}}, {"memory": {}}])
 def test_config_gradient_accumulation_as_batch_size_is_refused(place: dict[str, Any]) -> None:
     wrong: dict[str, Any] = {"gradient_accumulation_steps": 4}

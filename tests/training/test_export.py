@@ -129,6 +129,27 @@ def test_adapter_is_read_by_peft(tmp_path: Path, make_config: MakeConfig, tiny_b
         torch.testing.assert_close(by_peft.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
 
 
+def test_training_starts_from_an_adapter(tmp_path: Path, make_config: MakeConfig, run_dir: Path) -> None:
+    export(load_tuned_model(run_dir), tmp_path / "merged", dtype="float32")
+    config = make_config(tuning={"rank": 4, "alpha": 16, "adapter": str(tmp_path / "adapter")})
+    export_adapter(load_tuned_model(run_dir), config.base, tmp_path / "adapter", rank=4)
+    base = load_checkpoint(config.base)
+    token_ids = base.contract.documents([("", text) for text in PROBES], truncate=True).token_ids
+    started = embed_all(token_ids, build_model(base, config, device="cpu").eval(), chunk_tokens=256)
+    # the adapter's factors are bfloat16
+    assert np.abs(started - _vectors(tmp_path / "merged")).max() < 1e-3
+    assert np.abs(started - _vectors(Path(config.base))).max() > 1e-2
+
+
+def test_training_from_an_adapter_of_another_rank_is_refused(
+    tmp_path: Path, make_config: MakeConfig, run_dir: Path
+) -> None:
+    config = make_config(tuning={"rank": 8, "adapter": str(tmp_path / "adapter")})
+    export_adapter(load_tuned_model(run_dir), config.base, tmp_path / "adapter", rank=4)
+    with pytest.raises(ConfigurationError, match="another rank than this run's 8"):
+        build_model(load_checkpoint(config.base), config, device="cpu")
+
+
 def test_adapter_of_another_base_is_refused(tmp_path: Path, run_dir: Path, tiny_base: Path) -> None:
     from tests.checkpoints import tiny_model
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from training.alignment import Alignment
 from training.config import DistillationConfig, LossConfig
 from training.loss import Objective, Targets, info_nce, margin_mse, score_list_kl, symmetric_info_nce, vector_match
-from training.model import rotation
 
 _EYE = torch.eye(2)
 
@@ -119,30 +119,38 @@ def test_margin_mse_by_hand() -> None:
     assert loss.item() == pytest.approx((0.5 - 1.0) ** 2)
 
 
-def test_vector_match_of_the_teachers_own_vectors_turned_is_zero() -> None:
-    projection = rotation(2, 3)
-    vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-    assert vector_match(vectors, projection(vectors) * 5, projection).item() == pytest.approx(0.0, abs=1e-6)
+def unit_rows(num_rows: int, dimension: int, seed: int = 0) -> torch.Tensor:
+    rows = torch.randn(num_rows, dimension, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.normalize(rows, dim=-1)
 
 
-def test_vector_match_of_embeddings_outside_the_teachers_space_is_not_zero() -> None:
-    # the third direction means nothing to a teacher of two dimensions and would still change scores
-    projection = rotation(3, 2)
-    outside = torch.linalg.svd(projection.weight.detach())[2][2:]
-    assert vector_match(outside, torch.tensor([[1.0, 0.0]]), projection).item() == pytest.approx(1.0, abs=1e-6)
+@pytest.mark.parametrize("teacher_dimension", [4, 6])
+def test_alignment_finds_the_turn_of_a_teachers_vectors(teacher_dimension: int) -> None:
+    turn = torch.linalg.qr(torch.randn(teacher_dimension, 4, generator=torch.Generator().manual_seed(1)))[0].T
+    embeddings = unit_rows(20, 4)
+    alignment = Alignment(4, teacher_dimension)
+    alignment.gather(embeddings, embeddings @ turn)
+    new = unit_rows(5, 4, seed=2)
+    assert vector_match(alignment(new), new @ turn).item() == pytest.approx(0.0, abs=1e-5)
 
 
-@pytest.mark.parametrize(("dimension", "teacher_dimension"), [(4, 6), (6, 4)])
-def test_rotation_keeps_orthonormal_rows_or_columns_through_updates(dimension: int, teacher_dimension: int) -> None:
-    torch.manual_seed(0)
-    projection = rotation(dimension, teacher_dimension)
-    optimizer = torch.optim.Adam(projection.parameters(), lr=0.1)
-    for _ in range(3):
-        optimizer.zero_grad()
-        projection(torch.randn(5, dimension)).square().mul(torch.rand(teacher_dimension)).sum().backward()
-        optimizer.step()
-    weight = projection.weight if teacher_dimension < dimension else projection.weight.T
-    torch.testing.assert_close(weight @ weight.T, torch.eye(4), atol=1e-5, rtol=0)
+def test_alignment_keeps_what_means_nothing_to_the_teacher_out_of_the_match() -> None:
+    # the third direction would still change scores
+    alignment = Alignment(3, 2)
+    embeddings = torch.cat([unit_rows(20, 2), torch.zeros(20, 1)], dim=1)
+    alignment.gather(embeddings, embeddings[:, :2])
+    outside = torch.tensor([[0.0, 0.0, 1.0]])
+    assert vector_match(alignment(outside), torch.tensor([[1.0, 0.0]])).item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_alignment_follows_a_model_that_turns() -> None:
+    alignment = Alignment(4, 4)
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1)))[0]
+    embeddings = unit_rows(20, 4)
+    alignment.gather(embeddings, embeddings)
+    for _ in range(200):
+        alignment.gather(embeddings, embeddings @ turn)
+    assert vector_match(alignment(embeddings), embeddings @ turn).item() == pytest.approx(0.0, abs=1e-3)
 
 
 def test_objective_is_the_weighted_sum_of_its_terms() -> None:
@@ -157,7 +165,7 @@ def test_objective_is_the_weighted_sum_of_its_terms() -> None:
     objective = Objective(
         LossConfig(temperature=0.1, symmetric_weight=0.5, matryoshka=(2,)),
         DistillationConfig(vectors="v", kl_weight=2.0, margin_mse_weight=3.0, vector_weight=4.0),
-        projection=nn.Linear(4, 6, bias=False),
+        alignment=Alignment(4, 6),
     )
     terms = {name: value.item() for name, value in objective(q, d, targets).items()}
     weights = {"info_nce": 1.0, "symmetric": 0.5, "kl": 2.0, "margin_mse": 3.0, "vector": 4.0}

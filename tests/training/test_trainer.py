@@ -1,6 +1,7 @@
 import errno
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,12 +198,9 @@ def test_training_texts_over_the_bases_length_are_refused(make_config: MakeConfi
         train(make_config(document_length=200))
 
 
-def test_training_distils_vectors_through_a_rotation(tmp_path: Path, make_config: MakeConfig) -> None:
+@pytest.fixture
+def distillation(tmp_path: Path) -> dict[str, Any]:
     generator = np.random.default_rng(0)
-    config = make_config(
-        num_steps=3,
-        distillation={"vectors": "teacher", "kl_weight": 1.0, "vector_weight": 1.0, "margin_mse_weight": 1.0},
-    )
     rows = toy_rows()
     write_teacher_vectors(
         tmp_path / "teacher",
@@ -212,9 +210,26 @@ def test_training_distils_vectors_through_a_rotation(tmp_path: Path, make_config
         encode_queries=lambda texts: generator.standard_normal((len(texts), 5), dtype=np.float32),
         encode_documents=lambda texts: generator.standard_normal((len(texts), 5), dtype=np.float32),
     )
+    return {"vectors": "teacher", "kl_weight": 1.0, "vector_weight": 1.0, "margin_mse_weight": 1.0}
+
+
+def test_training_distils_vectors_through_an_alignment(make_config: MakeConfig, distillation: dict[str, Any]) -> None:
+    config = make_config(num_steps=3, distillation=distillation)
     tuned = load_file(train(config) / WEIGHTS)
-    assert tuned["projection.parametrizations.weight.original"].shape == (5, 32)
+    assert tuned["alignment.cross_DK"].shape == (32, 5)
     assert {"kl", "margin_mse", "vector", "info_nce"} <= _history(config.run_dir)[0].keys()
+
+
+def test_training_resumed_takes_up_its_alignment(make_config: MakeConfig, distillation: dict[str, Any]) -> None:
+    whole, broken = (
+        make_config(name=name, num_steps=4, distillation=distillation, memory={"precision": "float32"})
+        for name in ("whole", "broken")
+    )
+    train(whole)
+    train(broken)
+    shutil.rmtree(checkpoints(broken.run_dir)[-1])
+    train(broken, resume=True)
+    _assert_same_state(checkpoints(whole.run_dir)[-1], checkpoints(broken.run_dir)[-1])
 
 
 def test_base_without_closing_eos_is_completed(tmp_path: Path) -> None:

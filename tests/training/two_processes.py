@@ -38,7 +38,7 @@ def gradient(query_counts: list[int], document_counts: list[int], process: int) 
 
     counts = [sum(pair) for pair in zip(query_counts, document_counts, strict=True)]
     value = cached_step(queries + documents, embed=model, loss=loss, chunk_tokens=20, kept_tokens=30, counts=counts)
-    add_gradients(model.encoder_parameters())
+    add_gradients(list(model.tuned_parameters().values()))
     return value, {name: each.grad for name, each in model.tuned_parameters().items() if each.grad is not None}
 
 

@@ -5,6 +5,7 @@ index has to). `eoseek.evaluation` holds the third system, a running service.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -13,12 +14,13 @@ from training.bm25 import Bm25, document_texts, english_words
 from training.encoding import CheckpointEmbedder
 from training.evaluation.base import Found, by_instruction
 from training.evaluation.beir import JudgedSet, Query, read_corpus, read_document_ids
+from training.evaluation.kept import KeptEmbeddings
 from training.evaluation.metrics import drop_self
 from training.evaluation.top import TopDocuments
 from training.search import blocks
 
 Progress = Callable[[int, int], None]
-_BLOCK_SIZE = 4096  # documents whose texts are in memory, and among which lengths are sorted
+_BLOCK_SIZE = 512  # documents whose texts are in memory, among which lengths are sorted, and that are kept together
 
 
 class CheckpointSystem:
@@ -31,6 +33,7 @@ class CheckpointSystem:
         name: str,
         top_k: int,
         instruction: str | None = None,
+        keep: Path | None = None,
         progress: Progress = lambda *_: None,
     ) -> None:
         """Take over a loaded checkpoint.
@@ -40,10 +43,12 @@ class CheckpointSystem:
             name: of the system in tables and files.
             top_k: depth of the run.
             instruction: of queries that bring none of their own; None is the checkpoint's.
+            keep: folder that keeps the documents' embeddings; None keeps none.
             progress: told documents done and in all.
         """
         self.name = name
         self._embedder = embedder
+        self._documents = embedder if keep is None else KeptEmbeddings(embedder, keep)
         self._top_k = top_k
         self._instruction = instruction
         self._progress = progress
@@ -63,7 +68,7 @@ class CheckpointSystem:
             self._progress(done, len(document_ids))
 
         for block in blocks(read_corpus(judged.folder), _BLOCK_SIZE):
-            embedded = self._embedder.embed_documents([(each.title, each.text) for each in block], progress=advance)
+            embedded = self._documents.embed_documents([(each.title, each.text) for each in block], progress=advance)
             num_truncated += embedded.num_truncated
             top.add(vectors @ embedded.embeddings.T)
         return Found(

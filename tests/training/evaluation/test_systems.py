@@ -57,6 +57,48 @@ def test_checkpoint_system_counts_what_was_cut_and_reports_progress(judged, embe
     assert seen == [(0, 4), (4, 4)]
 
 
+@pytest.fixture
+def count_documents(embedder, monkeypatch):
+    """How many documents have been embedded."""
+    counts, embed = [], embedder.embed_documents
+
+    def counted(documents, **options):
+        counts.append(len(documents))
+        return embed(documents, **options)
+
+    monkeypatch.setattr(embedder, "embed_documents", counted)
+    return lambda: sum(counts)
+
+
+def test_checkpoint_system_keeps_documents_for_another_instruction(judged, embedder, tmp_path, count_documents):
+    first = CheckpointSystem(embedder, name="tiny", top_k=10, keep=tmp_path / "kept", instruction="Find it").search(
+        judged
+    )
+    seen = []
+    system = CheckpointSystem(
+        embedder, name="tiny", top_k=10, keep=tmp_path / "kept", progress=lambda *each: seen.append(each)
+    )
+    second = system.search(judged)
+    assert count_documents() == 4
+    assert seen == [(0, 4), (4, 4)]
+    assert second.num_truncated_documents == first.num_truncated_documents == 1
+    assert second.run["q2"] == first.run["q2"]
+    assert second.run["q1"] != first.run["q1"]
+
+
+def test_checkpoint_system_embeds_anew_what_was_kept_badly_or_otherwise(
+    judged, embedder, tiny_base, tmp_path, count_documents
+):
+    whole = CheckpointSystem(embedder, name="tiny", top_k=10, keep=tmp_path / "kept").search(judged)
+    (block,) = (tmp_path / "kept").iterdir()
+    block.write_bytes(block.read_bytes()[:-30])
+    again = CheckpointSystem(embedder, name="tiny", top_k=10, keep=tmp_path / "kept").search(judged)
+    assert (count_documents(), again.run) == (8, whole.run)
+    shorter = CheckpointEmbedder(str(tiny_base), dtype="float32", max_length=15)
+    cut = CheckpointSystem(shorter, name="tiny", top_k=10, keep=tmp_path / "kept").search(judged)
+    assert cut.num_truncated_documents == 3
+
+
 def test_checkpoint_system_own_document_does_not_take_a_place(judged, embedder):
     found = CheckpointSystem(embedder, name="tiny", top_k=3).search(judged)
     assert len(found.run["q1"]) == 3
