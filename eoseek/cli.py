@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from eoseek.terminal import note, printable
 from service.errors import ConfigurationError, EoseekError
 from training.cli import app as training_app
 
@@ -39,13 +40,13 @@ model_app = typer.Typer(no_args_is_help=True, help="Checkpoints on this machine.
 app.add_typer(model_app, name="model")
 app.add_typer(training_app)
 
+_URL = "http://127.0.0.1:8080"  # eoseek.client.DEFAULT_URL, which costs an import of httpx
 Url = Annotated[str, typer.Option(envvar="EOSEEK_URL", help="Where the service listens.")]
 Collection = Annotated[str | None, typer.Option(help="Default: the service's own default collection.")]
 Instruction = Annotated[str | None, typer.Option(help="The task in a sentence; default: the checkpoint's; '': none.")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, max=10_000, help="Documents in one request.")]
 Concurrency = Annotated[int, typer.Option(min=1, max=64, help="Requests under way at once.")]
 Truncate = Annotated[bool, typer.Option(help="Cut texts over the model's length instead of refusing them.")]
-_URL = "http://127.0.0.1:8080"
 _INGEST_RETRY_SECONDS = 120.0
 
 
@@ -60,7 +61,7 @@ def main() -> None:
         if not isinstance(error, EoseekError | EoseekClientError | UnreadableError):
             raise
         is_configuration = getattr(error, "code", None) == ConfigurationError.code
-        _note(f"eoseek: {error}")
+        note(f"eoseek: {error}")
         sys.exit(2 if is_configuration else 1)
 
 
@@ -76,7 +77,7 @@ def serve(demo: Annotated[bool, typer.Option("--demo", help="Also index the demo
     companion = DemoCompanion()
 
     def on_ready(url: str) -> None:
-        _note(f"EOSeek is ready on {url}, its documentation on {url}/docs")
+        note(f"EOSeek is ready on {url}, its documentation on {url}/docs")
         if demo:
             companion.start(url)
 
@@ -134,7 +135,7 @@ def embed(
     url: Url = _URL,
 ) -> None:
     """Embed texts; prints one JSON object a line."""
-    lines = iter(texts) if texts else (line.rstrip("\r\n") for line in sys.stdin)
+    lines = iter(texts) if texts else _stdin_lines()
     with _client(url) as client:
         while batch := list(islice(lines, 64)):
             answer = client.embed(batch, kind=kind, instruction=instruction, dimensions=dimensions, truncate=truncate)
@@ -225,7 +226,7 @@ def demo(
     _load(url, IngestOptions(collection=collection), lambda loading: loading.load_demo())
     body = json.dumps({"query": EXAMPLE_QUERY, "collection": collection, "top_k": 3})
     at = "" if url == _URL else f" --url {url}"
-    _note(
+    note(
         f"Try:  eoseek search '{EXAMPLE_QUERY}' --collection {collection}{at}\n"
         f"  or  curl -s {url}/search -H 'Content-Type: application/json' -d '{body}'"
     )
@@ -277,10 +278,10 @@ def _load(
         try:
             work(loading)
         except KeyboardInterrupt:
-            _note("interrupted; the same command continues")
+            note("interrupted; the same command continues")
             raise typer.Exit(130) from None
         finally:
-            _note(loading.summary(time.monotonic() - started))
+            note(loading.summary(time.monotonic() - started))
     if loading.counts.failed:
         raise typer.Exit(1)
 
@@ -288,7 +289,7 @@ def _load(
 def _pull(name: str) -> Path:
     from service.encoders.pull import pull as pull_checkpoint
 
-    return pull_checkpoint(name, progress=_note)
+    return pull_checkpoint(name, progress=note)
 
 
 def _file(path: Path) -> Path:
@@ -301,12 +302,27 @@ def _file(path: Path) -> Path:
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except ValueError as error:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"--filter is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ConfigurationError(f'--filter must be a JSON object such as {{"must": [...]}}, not {text}')
     return value
+
+
+def _stdin_lines() -> Iterator[str]:
+    number = 0
+    try:
+        for number, line in enumerate(sys.stdin, start=1):
+            if not line.strip():
+                raise ConfigurationError(f"stdin:{number}: the line is empty; every line is one text")
+            yield line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"stdin: not UTF-8 after line {number:,}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 @contextmanager
@@ -315,10 +331,6 @@ def _readable_data() -> Iterator[None]:
         yield
     except (OSError, EOFError, ValueError) as error:
         raise ConfigurationError(str(error)) from error
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _print_json_lines(hits: "list[Hit]") -> None:
@@ -333,16 +345,11 @@ def _print_hits(hits: "list[Hit]") -> None:
     for rank, hit in enumerate(hits, start=1):
         first_line = next(iter(hit.text.strip().splitlines()), "")
         title = f"  {hit.title}" if hit.title and hit.title != hit.id else ""
-        print(_printable(f"{rank:{width}}  {hit.score:.4f}  {hit.id}{title}"))
+        print(printable(f"{rank:{width}}  {hit.score:.4f}  {hit.id}{title}"))
         if first_line:
-            print(_printable(f"{'':{width}}          {first_line[:160]}"))
+            print(printable(f"{'':{width}}          {first_line[:160]}"))
     if not hits:
-        _note("nothing found")
-
-
-def _printable(text: str) -> str:
-    """Stored texts may hold terminal control sequences; none reaches the terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)
+        note("nothing found")
 
 
 def _judged_sets(folders: list[Path], split: str | None, plan: "EvaluationPlan") -> "list[JudgedSet]":
@@ -381,7 +388,7 @@ def _evaluate(plan: "EvaluationPlan", sets: "list[JudgedSet]", output: Path | No
             for system in systems:
                 for each in sets:
                     results.append(judge(system.search(each), each, system=system.name))
-                    _note(results[-1].summary())
+                    note(results[-1].summary())
                     with _readable_data():
                         if output:
                             write_files(results[-1], output)

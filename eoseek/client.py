@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -19,6 +19,7 @@ _RETRIED_STATUSES = frozenset({429, 503})
 _MAX_PAUSE_SECONDS = 10.0
 
 Json = dict[str, Any]
+_T = TypeVar("_T")
 
 
 class EoseekClientError(Exception):
@@ -132,10 +133,6 @@ class Client:
         self._closed.set()
         self._http.close()
 
-    def pause(self, attempt: int) -> None:
-        """Waits before repeating something; longer with each attempt, counted from 0."""
-        self._sleep(_pause_seconds(attempt, None))
-
     def info(self) -> Json:
         """What is served: checkpoint, dimension, limits."""
         return self._json("GET", "/info")
@@ -163,14 +160,12 @@ class Client:
             instruction: the task in a sentence; None means the checkpoint's default, "" none.
             top_k: number of results.
             filter: Qdrant's JSON filter.
-            with_text: whether hits carry their document's title and text.
+            with_text: whether hits carry their document's text.
             truncate: whether queries over the model's length are cut rather than refused.
         """
         body: Json = {"query": list(queries), "top_k": top_k, "with_text": with_text, "truncate": truncate}
         body |= _given(collection=collection, instruction=instruction, filter=filter)
-        answer = self._json("POST", "/search", json=body)
-        results = [[Hit(**hit) for hit in hits] for hits in answer["results"]]
-        return SearchAnswer(results=results, truncated=answer["truncated"])
+        return self._read(_search_answer, "POST", "/search", json=body)
 
     def embed(
         self,
@@ -184,21 +179,13 @@ class Client:
         """Embeddings of shape (len(inputs), dimensions); the instruction goes on queries only."""
         body: Json = {"inputs": list(inputs), "kind": kind, "truncate": truncate}
         body |= _given(instruction=instruction, dimensions=dimensions)
-        answer = self._json("POST", "/embed", json=body)
-        return EmbedAnswer(embeddings=answer["embeddings"], truncated=answer["truncated"])
+        return self._read(_embed_answer, "POST", "/embed", json=body)
 
     def ingest(self, ndjson: bytes, *, collection: str | None = None, truncate: bool = False) -> IngestAnswer:
         """Indexes documents given as one JSON object a line; repeating the call changes nothing."""
         params = _given(collection=collection, truncate="true" if truncate else None)
         headers = {"Content-Type": "application/x-ndjson"}
-        answer = self._json("POST", "/documents", content=ndjson, params=params, headers=headers)
-        failed = [LineFailure(line=each["line"], code=each["code"], detail=each["detail"]) for each in answer["failed"]]
-        return IngestAnswer(
-            indexed=answer["indexed"],
-            unchanged=answer["unchanged"],
-            failed=failed,
-            num_truncated=len(answer["truncated"]),
-        )
+        return self._read(_ingest_answer, "POST", "/documents", content=ndjson, params=params, headers=headers)
 
     def get_document(self, document_id: str, *, collection: str | None = None) -> Json:
         """One stored document. Raises EoseekClientError with status 404 when there is none."""
@@ -210,8 +197,7 @@ class Client:
 
     def list_collections(self) -> list[Json]:
         """All collections."""
-        collections: list[Json] = self._json("GET", "/collections")["collections"]
-        return collections
+        return self._read(lambda answer: list(answer["collections"]), "GET", "/collections")
 
     def create_collection(self, name: str) -> Json:
         """Creates a collection for the served checkpoint, or returns the existing one."""
@@ -226,13 +212,16 @@ class Client:
         self._request("DELETE", f"/collections/{_segment(name)}")
 
     def _json(self, method: str, path: str, **arguments: Any) -> Json:
+        return self._read(dict, method, path, **arguments)
+
+    def _read(self, read: Callable[[Any], _T], method: str, path: str, **arguments: Any) -> _T:
+        """The answer as `read` takes it; what it cannot take is no answer of this service."""
         response = self._request(method, path, **arguments)
         try:
-            answer: Json = response.json()
-        except ValueError as error:
-            detail = f"{self.url}{path} answered {response.status_code} without JSON: is this an EOSeek service?"
+            return read(response.json())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            detail = f"{self.url}{path} answered {response.status_code} with something else: is this an EOSeek service?"
             raise EoseekClientError(response.status_code, "not_eoseek", detail) from error
-        return answer
 
     def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         waited_seconds = 0.0
@@ -257,6 +246,8 @@ class Client:
             if not self._closed.is_set():
                 raise
             return None, error
+        except ValueError as error:  # a lone surrogate, NaN
+            raise EoseekClientError(None, "invalid_input", f"this cannot be sent: {error}") from error
         self._was_reached = True
         return response, None
 
@@ -271,14 +262,32 @@ def _given(**values: Any) -> Json:
 
 
 def _segment(text: str) -> str:
-    return quote(text, safe="")
+    return quote(text, safe="", errors="surrogatepass")  # which the service refuses by name
+
+
+def _search_answer(answer: Json) -> SearchAnswer:
+    results = [[Hit(**hit) for hit in hits] for hits in answer["results"]]
+    return SearchAnswer(results=results, truncated=answer["truncated"])
+
+
+def _embed_answer(answer: Json) -> EmbedAnswer:
+    return EmbedAnswer(embeddings=answer["embeddings"], truncated=answer["truncated"])
+
+
+def _ingest_answer(answer: Json) -> IngestAnswer:
+    return IngestAnswer(
+        indexed=answer["indexed"],
+        unchanged=answer["unchanged"],
+        failed=[LineFailure(line=each["line"], code=each["code"], detail=each["detail"]) for each in answer["failed"]],
+        num_truncated=len(answer["truncated"]),
+    )
 
 
 def _pause_seconds(attempt: int, response: httpx.Response | None) -> float:
     """`Retry-After` where the service names it, else doubling pauses; jitter keeps clients from marching in step."""
     named = response.headers.get("Retry-After", "") if response is not None else ""
-    pause = float(named) if named.replace(".", "", 1).isdigit() else 0.25 * 2.0 ** min(attempt, 10)
-    return max(0.05, min(pause, _MAX_PAUSE_SECONDS)) * random.uniform(1.0, 1.2)
+    pause = float(named) if named.isdecimal() else min(0.25 * 2.0 ** min(attempt, 10), _MAX_PAUSE_SECONDS)
+    return max(0.05, pause) * random.uniform(1.0, 1.2)
 
 
 def _problem(response: httpx.Response) -> EoseekClientError:

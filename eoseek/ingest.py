@@ -18,13 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from eoseek.client import Client, IngestAnswer
+from eoseek.client import Client
 
 _MAX_LINE_BYTES = 64 * 2**20
 _MAX_BATCH_BYTES = 8 * 2**20
-# what another attempt may heal; all else is the document's own fault
-_RETRIED_CODES = frozenset({"overloaded", "not_ready", "deadline_exceeded", "encoder_unavailable", "store_unavailable"})
-_MAX_ATTEMPTS = 5
 
 
 class UnreadableError(Exception):
@@ -111,6 +108,9 @@ def read_lines(path: Path | None, stdin: BinaryIO) -> Iterator[Line]:
     try:
         with open(path, "rb") if path else nullcontext(stdin) as raw, _unpacked(raw, path) as lines:
             for number, data in enumerate(iter(partial(lines.readline, _MAX_LINE_BYTES), b""), start=1):
+                rest = data
+                while len(rest) == _MAX_LINE_BYTES and not rest.endswith(b"\n"):  # too long, but one line still
+                    rest = lines.readline(_MAX_LINE_BYTES)
                 yield Line(number, data, raw.tell() if path else 0)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -264,34 +264,12 @@ def _in_background(work: Callable[[], _Outcome]) -> Future[_Outcome]:
 
 
 def _send(client: Client, batch: _Batch, options: IngestOptions) -> _Outcome:
-    """Sends a batch; its lines that failed for the service's own reasons are sent again, the others are final."""
-    counts = Counts(read=len(batch), failed=len(batch.refused))
-    failures = list(batch.refused)
-    pending = list(batch.documents.values())
-    for attempt in range(_MAX_ATTEMPTS):
-        if not pending:
-            break
-        if attempt:
-            client.pause(attempt)
-        body = b"\n".join(data for _, data in pending) + b"\n"
+    counts, failures = Counts(read=len(batch)), list(batch.refused)
+    if batch.documents:
+        sent = list(batch.documents.values())
+        body = b"\n".join(data for _, data in sent) + b"\n"
         answer = client.ingest(body, collection=options.collection, truncate=options.truncate)
-        counts.indexed += answer.indexed
-        counts.unchanged += answer.unchanged
-        counts.truncated += answer.num_truncated
-        pending, final = _sort_failures(pending, answer, is_last=attempt == _MAX_ATTEMPTS - 1)
-        failures += final
-        counts.failed += len(final)
+        counts.indexed, counts.unchanged, counts.truncated = answer.indexed, answer.unchanged, answer.num_truncated
+        failures += [(sent[each.line - 1][0], f"{each.code}: {each.detail}") for each in answer.failed]
+    counts.failed = len(failures)
     return _Outcome(batch, counts, sorted(failures))
-
-
-def _sort_failures(
-    sent: list[tuple[int, bytes]], answer: IngestAnswer, *, is_last: bool
-) -> tuple[list[tuple[int, bytes]], list[tuple[int, str]]]:
-    again, final = [], []
-    for failure in answer.failed:
-        number, data = sent[failure.line - 1]
-        if failure.code in _RETRIED_CODES and not is_last:
-            again.append((number, data))
-        else:
-            final.append((number, f"{failure.code}: {failure.detail}"))
-    return again, final

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from eoseek import demo
 from eoseek.client import Client
 from eoseek.ingest import Counts, IngestOptions, Line, Watermark, ingest_lines, read_lines
 from eoseek.resume import ResumeState
+from eoseek.terminal import printable
 
 
 @dataclass
@@ -33,11 +35,13 @@ class Loading:
         self._create_collection()
         for path in paths:
             state = self._state(path)
-            start = state.load(self.client, self.options.collection) if state else Watermark()
+            start = state.load(self.client) if state else Watermark()
             lines = read_lines(path, sys.stdin.buffer)
-            self._load(lines, str(path or "stdin"), path.stat().st_size if path else None, start, state)
+            keep = self._keeper(state)
+            self._load(lines, str(path or "stdin"), path.stat().st_size if path else None, start, keep)
             if state:
-                state.clear()
+                with suppress(OSError):
+                    state.clear()
 
     def load_demo(self) -> None:
         """Loads the standard library's docstrings."""
@@ -47,7 +51,7 @@ class Loading:
             Line(number, json.dumps(document.as_json()).encode(), number)
             for number, document in enumerate(documents, start=1)
         )
-        self._load(lines, "standard library", len(documents), Watermark(), None)
+        self._load(lines, "standard library", len(documents), Watermark(), lambda _: None)
 
     def summary(self, seconds: float) -> str:
         """The closing line: counts, seconds, rate. Documents of an interrupted run count, but not for the rate."""
@@ -67,10 +71,26 @@ class Loading:
     def _state(self, path: Path | None) -> ResumeState | None:
         if path is None or not self.is_resumable:
             return None
-        return ResumeState(path, url=self.client.url, collection=self.options.collection)
+        return ResumeState(path, url=self.client.url, options=self.options)
+
+    def _keeper(self, state: ResumeState | None) -> Callable[[Watermark], None]:
+        """Saves watermarks; where that cannot be done, says so once and goes on without."""
+        kept_by = state
+
+        def keep(watermark: Watermark) -> None:
+            nonlocal kept_by
+            if kept_by is None:
+                return
+            try:
+                kept_by.save(watermark)
+            except OSError as error:
+                kept_by = None
+                self._print(f"an interrupted run will start over, since its place cannot be kept: {error}")
+
+        return keep
 
     def _load(
-        self, lines: Iterable[Line], name: str, total: int | None, start: Watermark, state: ResumeState | None
+        self, lines: Iterable[Line], name: str, total: int | None, start: Watermark, keep: Callable[[Watermark], None]
     ) -> None:
         before = replace(self.counts)
         self.num_resumed += start.counts.read
@@ -81,8 +101,7 @@ class Loading:
                 self.counts = replace(before)
                 self.counts.add(watermark.counts)
                 bar.update(task, completed=watermark.position, documents=watermark.counts.read)
-                if state:
-                    state.save(watermark)
+                keep(watermark)
 
             on_progress(start)
             ingest_lines(
@@ -91,9 +110,10 @@ class Loading:
             bar.update(task, completed=total)
 
     def _printer(self, name: str) -> Callable[[int, str], None]:
-        return lambda number, reason: self._console.print(
-            f"{name}:{number}: {reason}", markup=False, highlight=False, emoji=False
-        )
+        return lambda number, reason: self._print(f"{name}:{number}: {reason}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(printable(line), markup=False, highlight=False, emoji=False)
 
     def _bar(self) -> Progress:
         return Progress(

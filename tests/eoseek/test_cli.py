@@ -65,7 +65,7 @@ def test_search_unknown_collection_is_one_line_and_exit_code_1(eoseek, url):
     assert eoseek("search", "x", "--collection", "none", "--url", url) == (1, "", "eoseek: no collection 'none'\n")
 
 
-@pytest.mark.parametrize("filter", ["{", "[]", "3"])
+@pytest.mark.parametrize("filter", ["{", "[]", "3", '{"gt": NaN}', '{"a":' * 20_000])
 def test_search_filter_that_is_no_json_object_is_exit_code_2(eoseek, filter):
     code, _, err = eoseek("search", "x", "--filter", filter)
     assert code == 2
@@ -150,6 +150,28 @@ def test_embed_arguments_and_stdin_print_json_lines(eoseek, url):
     rows = [json.loads(line) for line in out.splitlines()]
     assert rows[1] == {"text": "abc", "embedding": [3.0, 0.5], "truncated": False}
     assert eoseek("embed", "--url", url, stdin=b"ab\nabc\n")[1] == out
+
+
+def test_embed_empty_line_of_stdin_is_named(eoseek, url):
+    code, out, err = eoseek("embed", "--url", url, stdin=b"one\n\nthree\n")
+    assert (code, out) == (2, "")
+    assert "stdin:2: the line is empty" in err
+
+
+def test_ingest_reasons_reach_the_terminal_without_control_sequences(eoseek, url, service, corpus):
+    failure = {"id": "a", "line": 1, "code": "invalid_input", "detail": "\x1b[31mred\x1b]0;title\x07"}
+    service.scripted = [(200, {}, {"indexed": 0, "unchanged": 0, "failed": [failure], "truncated": []})]
+    _, _, err = eoseek("ingest", corpus, "--url", url)
+    assert "[31mred" in err
+    assert "\x1b" not in err
+
+
+def test_ingest_place_that_cannot_be_kept_is_said_once(eoseek, url, corpus, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file" / "state"))
+    code, _, err = eoseek("ingest", corpus, "--url", url, "--batch", 1)
+    assert code == 0
+    assert err.count("its place cannot be kept") == 1
 
 
 def test_demo_indexes_the_standard_library_and_prints_a_search(eoseek, url, service):

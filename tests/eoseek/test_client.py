@@ -39,6 +39,27 @@ def test_client_answer_that_is_not_json_names_the_url():
         client.info()
 
 
+@pytest.mark.parametrize("call", ["info", "list_collections", "search", "embed", "ingest"])
+def test_client_answer_of_another_service_is_named(call):
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=["hello"]))
+    arguments = {"search": ["a"], "embed": [["a"]], "ingest": [LINE]}.get(call, [])
+    with Client(transport=transport) as client, pytest.raises(EoseekClientError, match="is this an EOSeek service"):
+        getattr(client, call)(*arguments)
+
+
+@pytest.mark.parametrize(("query", "options"), [("\udcff", {}), ("a", {"filter": {"gt": float("nan")}})])
+def test_client_what_json_cannot_hold_is_refused(client, query, options):
+    with pytest.raises(EoseekClientError, match="this cannot be sent"):
+        client.search(query, **options)
+
+
+def test_client_waits_as_long_as_it_is_told(service, pauses):
+    service.scripted = [(503, {"Retry-After": "60"}, {"code": "not_ready", "detail": "starting"})]
+    with Client(transport=service.transport(), retry_seconds=120, sleep=pauses.append) as client:
+        client.ingest(LINE)
+    assert 60 <= pauses[0] <= 72
+
+
 def test_client_error_without_problem_document_keeps_the_status():
     transport = httpx.MockTransport(lambda request: httpx.Response(502, text="<html>"))
     with Client(transport=transport) as client, pytest.raises(EoseekClientError, match="502 Bad Gateway") as caught:

@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from eoseek import ingest
 from eoseek.client import Client, EoseekClientError
 from eoseek.ingest import Counts, IngestOptions, Line, UnreadableError, ingest_lines, read_lines
 from eoseek.resume import ResumeState
@@ -80,21 +81,12 @@ def test_ingest_same_id_again_the_later_line_wins(client, service):
     assert end.counts == Counts(read=3, indexed=3)
 
 
-def test_ingest_line_that_failed_for_want_of_the_encoder_is_sent_again(client, service, pauses):
-    failure = {"id": "b", "line": 2, "code": "encoder_unavailable", "detail": "restarting"}
+def test_ingest_refused_line_is_reported_with_the_services_reason(client, service):
+    failure = {"id": "b", "line": 2, "code": "text_too_long", "detail": "9,000 tokens"}
     service.scripted = [(200, {}, {"indexed": 1, "unchanged": 0, "failed": [failure], "truncated": []})]
     end, failures, _ = run(client, lines(document("a"), document("b")))
-    assert end.counts == Counts(read=2, indexed=2)
-    assert failures == []
-    assert len(pauses) == 1
-
-
-def test_ingest_line_that_keeps_failing_is_reported_in_the_end(client, service):
-    failure = {"id": "a", "line": 1, "code": "store_unavailable", "detail": "away"}
-    service.scripted = [(200, {}, {"indexed": 0, "unchanged": 0, "failed": [failure], "truncated": []})] * 5
-    end, failures, _ = run(client, lines(document("a")))
-    assert failures == [(1, "store_unavailable: away")]
-    assert end.counts == Counts(read=1, failed=1)
+    assert failures == [(2, "text_too_long: 9,000 tokens")]
+    assert end.counts == Counts(read=2, indexed=1, failed=1)
 
 
 def test_ingest_truncated_documents_are_counted(client, service):
@@ -179,10 +171,20 @@ def test_read_lines_file_that_is_no_gzip_is_one_error(tmp_path, content):
         list(read_lines(path, io.BytesIO()))
 
 
-def saved_state(tmp_path: Path, client, collection="default"):
+def test_read_lines_one_that_is_too_long_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(ingest, "_MAX_LINE_BYTES", 10)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"x" * 35 + b"\nshort\n")
+    assert [(each.number, len(each.data)) for each in read_lines(path, io.BytesIO())] == [(1, 10), (2, 6)]
+
+
+DEFAULT = IngestOptions(collection="default")
+
+
+def saved_state(tmp_path: Path, client):
     path = tmp_path / "corpus.jsonl"
     path.write_text("\n".join(map(document, "abcd")))
-    state = ResumeState(path, url=client.url, collection=collection)
+    state = ResumeState(path, url=client.url, options=DEFAULT)
     mark, _, _ = run(client, lines(*map(document, "ab")))
     state.save(mark)
     return path, state, mark
@@ -190,25 +192,26 @@ def saved_state(tmp_path: Path, client, collection="default"):
 
 def test_resume_state_of_an_untouched_file_continues(tmp_path, client):
     path, _, mark = saved_state(tmp_path, client)
-    assert ResumeState(path, url=client.url, collection="default").load(client, "default") == mark
+    assert ResumeState(path, url=client.url, options=DEFAULT).load(client) == mark
 
 
-def test_resume_state_of_another_file_collection_or_content_starts_over(tmp_path, client):
+def test_resume_state_of_other_options_or_content_starts_over(tmp_path, client):
     path, _, _ = saved_state(tmp_path, client)
-    assert ResumeState(path, url=client.url, collection="other").load(client, "default").line == 0
+    for other in (IngestOptions(collection="other"), IngestOptions(collection="default", truncate=True)):
+        assert ResumeState(path, url=client.url, options=other).load(client).line == 0
     path.write_text("changed")
-    assert ResumeState(path, url=client.url, collection="default").load(client, "default").line == 0
+    assert ResumeState(path, url=client.url, options=DEFAULT).load(client).line == 0
 
 
 def test_resume_state_collection_dropped_meanwhile_starts_over(tmp_path, client, service):
     _, state, _ = saved_state(tmp_path, client)
     service.collections["default"].clear()
-    assert state.load(client, "default").line == 0
+    assert state.load(client).line == 0
 
 
 def test_resume_state_cleared_or_damaged_starts_over(tmp_path, client):
     _, state, _ = saved_state(tmp_path, client)
     next((tmp_path / "state").rglob("*.json")).write_text('{"line": 1, "stranger": 2}')
-    assert state.load(client, "default").line == 0
+    assert state.load(client).line == 0
     state.clear()
-    assert state.load(client, "default").line == 0
+    assert state.load(client).line == 0
