@@ -104,7 +104,8 @@ def export(
     base: Annotated[str, typer.Option(help="What the adapter is for.")] = "default",
     verify: Annotated[bool, typer.Option("--verify", help="Compare every reader's vectors.")] = False,
     pythons: Annotated[
-        list[str] | None, typer.Option("--python", help="Interpreter with another sentence-transformers, repeatable.")
+        list[str] | None,
+        typer.Option("--python", help="Interpreter with another sentence-transformers, or with vLLM, repeatable."),
     ] = None,
     push: Annotated[str | None, typer.Option(help="Upload to this hub repository.")] = None,
 ) -> None:

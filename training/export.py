@@ -274,15 +274,15 @@ def _merged_probes(base: Checkpoint, adapter: Path) -> dict[str, str]:
 
 
 def verify(path: Path, *, pythons: Sequence[str] = ()) -> dict[str, float]:
-    """Lowest cosine to the recorded vectors by reader: ours in both precisions, sentence-transformers where it is.
+    """Lowest cosine to the recorded vectors by reader: ours in both precisions, sentence-transformers, vLLM.
 
     Args:
         path: an exported directory.
-        pythons: further interpreters whose sentence-transformers is asked.
+        pythons: further interpreters whose sentence-transformers and vLLM are asked.
     Raises:
         ConfigurationError: the directory records no vectors, or an interpreter could not read it.
     """
-    from training.readers import sentence_transformers_vectors
+    from training.readers import foreign_vectors
 
     checkpoint = load_checkpoint(str(path))
     recorded = decode_probes(checkpoint.probes)
@@ -294,6 +294,6 @@ def verify(path: Path, *, pythons: Sequence[str] = ()) -> dict[str, float]:
     for dtype in ("float32", "bfloat16"):
         encoded = load_encoder(str(path), dtype=dtype, device="cpu").encode(token_ids)
         cosines[f"eoseek {dtype}"] = float((encoded * vectors).sum(axis=1).min())
-    for name, read in sentence_transformers_vectors(path, texts, pythons):
+    for name, read in foreign_vectors(path, texts, pythons):
         cosines[name] = float((read * vectors).sum(axis=1).min())
     return cosines

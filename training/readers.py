@@ -12,31 +12,45 @@ import numpy as np
 
 from service.errors import ConfigurationError
 
-# runs in foreign environments, so it uses nothing of ours; the answer is the last line, whatever is printed before
-_SENTENCE_TRANSFORMERS = """
-import json, sys
-import sentence_transformers
-from sentence_transformers import SentenceTransformer
+# runs in foreign environments, so it uses nothing of ours; the answer is the last line, whatever is printed before.
+# Each reader gets texts and finds out by itself how to tokenize and pool them: that is what is to be proven.
+_READERS = """
+import importlib.util, json, os, sys
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 request = json.load(sys.stdin)
-model = SentenceTransformer(request["path"], device="cpu")
-vectors = model.float().encode(request["texts"], batch_size=1, normalize_embeddings=True, show_progress_bar=False)
+answers = []
+if importlib.util.find_spec("sentence_transformers"):
+    import sentence_transformers
+    model = sentence_transformers.SentenceTransformer(request["path"], device="cpu").float()
+    rows = model.encode(request["texts"], batch_size=1, normalize_embeddings=True, show_progress_bar=False)
+    answers.append(("sentence-transformers " + sentence_transformers.__version__, rows.tolist()))
+if importlib.util.find_spec("vllm"):
+    import vllm
+    model = vllm.LLM(request["path"], runner="pooling", convert="embed", dtype="bfloat16",
+                     enforce_eager=True)
+    rows = [each.outputs.embedding for each in model.embed(request["texts"], use_tqdm=False)]
+    answers.append(("vllm " + vllm.__version__ + " bfloat16", rows))
 print()
-print(json.dumps({"version": sentence_transformers.__version__, "vectors": vectors.tolist()}))
+print(json.dumps(answers))
 """
 
 
-def sentence_transformers_vectors(
+def foreign_vectors(
     path: Path, texts: Sequence[str], pythons: Sequence[str] = ()
 ) -> Iterator[tuple[str, np.ndarray[Any, np.dtype[np.float32]]]]:
-    """(name and version, vectors) of this environment's sentence-transformers, where it is, and of others'.
+    """(name and version, vectors) of each reader that these interpreters have, and this one.
+
+    Readers are sentence-transformers in float32 and vLLM in bfloat16.
 
     Raises:
-        ConfigurationError: an interpreter that could not read the checkpoint.
+        ConfigurationError: an interpreter that has none, or could not read the checkpoint.
     """
     own = [sys.executable] if importlib.util.find_spec("sentence_transformers") else []
     for python in [*pythons, *own]:
         done = subprocess.run(
-            [python, "-c", _SENTENCE_TRANSFORMERS],
+            [python, "-c", _READERS],
             input=json.dumps({"path": str(path), "texts": list(texts)}),
             capture_output=True,
             text=True,
@@ -45,5 +59,8 @@ def sentence_transformers_vectors(
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise ConfigurationError(f"{python} could not read {path}: {reason}")
-        answer = json.loads(done.stdout.splitlines()[-1])
-        yield f"sentence-transformers {answer['version']}", np.asarray(answer["vectors"], dtype=np.float32)
+        answers = json.loads(done.stdout.splitlines()[-1])
+        if not answers:
+            raise ConfigurationError(f"{python} has neither sentence-transformers nor vLLM")
+        for name, rows in answers:
+            yield name, np.asarray(rows, dtype=np.float32)
