@@ -1,9 +1,12 @@
 """Wiring: the parts of a running service, started and stopped in order, behind one FastAPI application."""
 
 import asyncio
+import math
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -23,6 +26,7 @@ from service.server import OnReady, OnStop, serve
 from service.settings import EncoderSettings, Settings, StoreSettings
 from service.store import open_store
 from service.store.base import Store
+from service.store.metered import metered
 
 _DESCRIPTION = """Dense retrieval with decoder LLMs pooled at their closing [EOS] token.
 
@@ -96,12 +100,13 @@ async def _running(
             if checkpoint is None:
                 checkpoint = await asyncio.to_thread(_load, settings.encoder)
             encoder = encoder or _worker_encoder(settings.encoder, checkpoint, metrics)
-            store = store or open_store(settings.store)
+            store = store or open_store(settings.store, on_event=partial(metrics.count_child_event, "store"))
+            store = metered(store, metrics)
             await _start_both(stack, encoder, store)
             await _open_default(store, settings.store, checkpoint)
         except EoseekError as error:
             raise ConfigurationError(error.detail) from error
-        metrics.set_build(version=__version__, model=checkpoint.name, fingerprint=checkpoint.fingerprint)
+        _report(metrics, settings, checkpoint, encoder, store)
         # the longest legal text is a batch of its own
         max_batch_tokens = max(settings.batching.max_batch_tokens, checkpoint.max_length)
         batching = settings.batching.model_copy(update={"max_batch_tokens": max_batch_tokens})
@@ -126,6 +131,32 @@ async def _running(
             metrics=metrics,
             collections=CollectionGate(store, checkpoint.fingerprint),
         )
+
+
+def _report(metrics: Metrics, settings: Settings, checkpoint: Checkpoint, encoder: AsyncEncoder, store: Store) -> None:
+    """What stays as it is while the service runs, and what is asked at each scrape."""
+    metrics.set_build(
+        version=__version__,
+        model=checkpoint.name,
+        fingerprint=checkpoint.fingerprint,
+        backend=settings.encoder.backend,
+        dtype=encoder.dtype,
+        store=settings.store.kind,
+    )
+    # only what runs in a child process has a pid
+    metrics.watch_part("encoder", lambda: encoder.is_ready, lambda: getattr(encoder, "pid", None))
+    metrics.watch_part("store", lambda: store.is_ready, lambda: getattr(store, "pid", None))
+    if settings.store.kind == "edge":
+        metrics.watch_disk("store", partial(_disk_usage, settings.store.path))
+
+
+def _disk_usage(path: Path) -> tuple[float, float]:
+    """Size and free bytes; NaN for both where the path cannot be asked, so that a scrape never fails of it."""
+    try:
+        usage = shutil.disk_usage(path)
+    except OSError:
+        return math.nan, math.nan
+    return usage.total, usage.free
 
 
 async def _open_default(store: Store, settings: StoreSettings, checkpoint: Checkpoint) -> None:
@@ -173,5 +204,5 @@ def _worker_encoder(settings: EncoderSettings, checkpoint: Checkpoint, metrics: 
     return WorkerEncoder(
         options,
         start_timeout_seconds=settings.start_timeout_seconds,
-        on_event=lambda event: metrics.count_restart("encoder") if event == "restarted" else None,
+        on_event=partial(metrics.count_child_event, "encoder"),
     )

@@ -3,18 +3,23 @@
 Base units, `eoseek_` prefix, no ids and no text in labels. The registry is passed in: two apps live in one test.
 """
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 Kind = Literal["query", "document"]
-Stage = Literal["tokenize", "queue", "encode", "search", "upsert", "flush"]
+Stage = Literal["tokenize", "queue", "encode", "search", "flush"]
 RejectionReason = Literal["queue_full", "deadline", "stopping"]
 EncodeFailure = Literal["error", "not_finite"]
+Child = Literal["encoder", "store"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _TOKENS = tuple(float(2**power) for power in range(4, 18))  # one short query to 131,072
 _TEXTS = tuple(float(2**power) for power in range(11))
+_MAX_COLLECTIONS = 100
+OTHER_COLLECTIONS = "(other)"  # no collection can be called so
 
 
 class Metrics:
@@ -39,6 +44,9 @@ class Metrics:
         self._queue_requests = Gauge(
             "eoseek_queue_requests", "Requests of which a text waits in a lane.", ["lane"], registry=registry
         )
+        self._queue_age_seconds = Gauge(
+            "eoseek_queue_age_seconds", "Age of the oldest request that waits in a lane.", ["lane"], registry=registry
+        )
         self._batch_tokens = Histogram(
             "eoseek_batch_tokens", "Tokens in one batch.", ["lane"], buckets=_TOKENS, registry=registry
         )
@@ -59,13 +67,51 @@ class Metrics:
         self._worker_restarts = Counter(
             "eoseek_worker_restarts", "Child processes started again after they died.", ["child"], registry=registry
         )
+        self._ready = Gauge("eoseek_ready", "1 if a part would work now, else 0.", ["part"], registry=registry)
         self._documents = Counter("eoseek_documents", "Documents taken in, by outcome.", ["outcome"], registry=registry)
         self._store_call_seconds = Histogram(
             "eoseek_store_call_seconds", "Calls to the store.", ["operation"], buckets=_SECONDS, registry=registry
         )
-        self._build = Info("eoseek_build", "Version and checkpoint that serve.", registry=registry)
-        for lane in get_args(Kind):  # a series that is there from the start can be alerted on
+        self._store_errors = Counter(
+            "eoseek_store_errors", "Calls to the store that it could not execute.", ["operation"], registry=registry
+        )
+        self._store_points = Gauge(
+            "eoseek_store_points", "Documents of a collection.", ["collection"], registry=registry
+        )
+        self._store_bytes = Gauge(
+            "eoseek_store_bytes", "Disk that a collection takes up.", ["collection"], registry=registry
+        )
+        self._disk_free_bytes = Gauge(
+            "eoseek_disk_free_bytes", "Free space on the disk of a part.", ["part"], registry=registry
+        )
+        self._disk_size_bytes = Gauge(
+            "eoseek_disk_size_bytes", "Size of the disk of a part.", ["part"], registry=registry
+        )
+        self._build = Info("eoseek_build", "Version, checkpoint and parts that serve.", registry=registry)
+        self._pids: dict[Child, Callable[[], int | None]] = {}
+        ProcessCollector(registry=registry)
+        for child in get_args(Child):
+            # a pid that is no number is no directory of /proc: nothing is reported of no process
+            pid = partial(self._pid_or, child, "none")
+            ProcessCollector(namespace=f"eoseek_{child}", pid=pid, registry=registry)
+        self._start_series()
+
+    def _pid_or(self, child: Child, default: str) -> int | str:
+        return (child in self._pids and self._pids[child]()) or default
+
+    def _start_series(self) -> None:
+        # a series that is there from the start can be alerted on: a rate needs the zero before the first event
+        for lane in get_args(Kind):
             self.set_queue(lane, tokens=0, requests=0)
+            self._tokens.labels(lane)
+            self._encoder_busy_seconds.labels(lane)
+        for reason in get_args(RejectionReason):
+            self._rejections.labels(reason)
+        for failure in get_args(EncodeFailure):
+            self._encode_failures.labels(failure)
+        for child in get_args(Child):
+            self._worker_restarts.labels(child)
+        self.count_documents()
 
     def observe_request(self, *, route: str, method: str, status: int, seconds: float) -> None:
         """Count a finished request; `route` is the template, never the path."""
@@ -80,6 +126,20 @@ class Metrics:
         """What waits in a lane now."""
         self._queue_tokens.labels(lane).set(tokens)
         self._queue_requests.labels(lane).set(requests)
+
+    def watch_queue(self, lane: Kind, age_seconds: Callable[[], float]) -> None:
+        """Ask for the age of a lane's oldest request at each scrape; 0 where none waits."""
+        self._queue_age_seconds.labels(lane).set_function(age_seconds)
+
+    def watch_part(self, part: Child, is_ready: Callable[[], bool], pid: Callable[[], int | None]) -> None:
+        """Ask at each scrape whether a part is ready, and what its process takes; `pid` is None without one."""
+        self._ready.labels(part).set_function(is_ready)
+        self._pids[part] = pid
+
+    def watch_disk(self, part: Child, usage: Callable[[], tuple[float, float]]) -> None:
+        """Ask at each scrape for size and free bytes of the disk that a part writes to."""
+        self._disk_size_bytes.labels(part).set_function(lambda: usage()[0])
+        self._disk_free_bytes.labels(part).set_function(lambda: usage()[1])
 
     def observe_batch(self, lane: Kind, *, tokens: int, texts: int, seconds: float) -> None:
         """A batch that the encoder finished."""
@@ -100,9 +160,10 @@ class Metrics:
         """A request that was turned away, or not served in time."""
         self._rejections.labels(reason).inc()
 
-    def count_restart(self, child: str) -> None:
-        """A child process that was started again."""
-        self._worker_restarts.labels(child).inc()
+    def count_child_event(self, child: Child, event: str) -> None:
+        """What `Supervised` tells of a child process; counted is that it was started again."""
+        if event == "restarted":
+            self._worker_restarts.labels(child).inc()
 
     def count_documents(self, *, indexed: int = 0, unchanged: int = 0, failed: int = 0) -> None:
         """Documents of an ingest, by outcome."""
@@ -112,6 +173,21 @@ class Metrics:
     def observe_store_call(self, operation: str, seconds: float) -> None:
         """One call to the store; `operation` is the method's name."""
         self._store_call_seconds.labels(operation).observe(seconds)
+
+    def count_store_errors(self, operation: str, number: int = 1) -> None:
+        """Calls to the store that failed by no fault of their caller."""
+        self._store_errors.labels(operation).inc(number)
+
+    def set_collections(self, points_and_bytes: Mapping[str, tuple[int, int | None]]) -> None:
+        """Documents and bytes by collection; beyond the 100 largest they are one series, `(other)`."""
+        self._store_points.clear()
+        self._store_bytes.clear()
+        by_size = sorted(points_and_bytes.items(), key=lambda item: item[1][0], reverse=True)
+        for rank, (name, (num_points, num_bytes)) in enumerate(by_size):
+            label = name if rank < _MAX_COLLECTIONS else OTHER_COLLECTIONS
+            self._store_points.labels(label).inc(num_points)
+            if num_bytes is not None:
+                self._store_bytes.labels(label).inc(num_bytes)
 
     def set_build(self, **facts: str) -> None:
         """Version, checkpoint, fingerprint and the like, as labels of one constant series."""

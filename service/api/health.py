@@ -1,5 +1,7 @@
 """What operators and people ask first: alive, ready, what is running, metrics, and the front page."""
 
+import asyncio
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +14,12 @@ from service import __version__
 from service.api.bodies import JsonRoute
 from service.api.problems import problems
 from service.api.services import Services, ServicesDep
-from service.errors import NotReadyError
+from service.errors import EoseekError, NotReadyError
 from service.schemas import Info, Limits, Live, Ready
 
 router = APIRouter(route_class=JsonRoute, tags=["operations"])
 _FRONT_PAGE = Path(__file__).parent.parent / "web" / "index.html"
+_COUNTING_SECONDS = 2.0  # a scraper gives up after ten
 _METRICS_TEXT: dict[int | str, dict[str, Any]] = {200: {"description": "Prometheus or OpenMetrics text"}}
 
 
@@ -66,6 +69,7 @@ async def info(services: ServicesDep) -> Info:
 @router.get("/metrics", response_class=PlainTextResponse, responses=_METRICS_TEXT | problems(422, 500))
 async def metrics(services: ServicesDep, accept: Annotated[str, Header()] = "") -> Response:
     """Metrics in the text format that the scraper asks for."""
+    await _report_collections(services)
     registry = services.metrics.registry
     if "application/openmetrics-text" in accept:
         body = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
@@ -77,6 +81,16 @@ async def metrics(services: ServicesDep, accept: Annotated[str, Header()] = "") 
 async def front_page() -> FileResponse:
     """What this is, and where to go from here."""
     return FileResponse(_FRONT_PAGE, media_type="text/html")
+
+
+async def _report_collections(services: Services) -> None:
+    """Tell the metrics what is stored; while the store is away or busy they keep what they were told last."""
+    if not services.store.is_ready:
+        return
+    with contextlib.suppress(EoseekError, TimeoutError):
+        async with asyncio.timeout(_COUNTING_SECONDS):
+            infos = await services.store.list_collections()
+        services.metrics.set_collections({info.name: (info.num_documents, info.size_bytes) for info in infos})
 
 
 def _limits(services: Services) -> Limits:

@@ -46,7 +46,6 @@ async def search(
     hits = await services.store.search_batch(collection, embedded.embeddings, options)
     search_seconds = time.monotonic() - search_started
     services.metrics.observe_stage("search", search_seconds)
-    services.metrics.observe_store_call("search_batch", search_seconds)
     results = [_results(each) for each in hits]
     return json_response(
         {

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -123,6 +124,8 @@ class Batcher:
         self._metrics = metrics
         self._clock = clock
         self._lanes: dict[Lane, _Lane] = {"query": _Lane(), "document": _Lane()}
+        for lane in self._lanes:
+            metrics.watch_queue(lane, partial(self._age_seconds, lane))
         self._requests: set[_Request] = set()  # admitted and not ended
         self._in_flight: dict[asyncio.Task[None], Plan[_Request]] = {}
         self._document_served = float("-inf")
@@ -223,6 +226,10 @@ class Batcher:
     def _report_queue(self, lane: Lane) -> None:
         queue = self._lanes[lane]
         self._metrics.set_queue(lane, tokens=queue.num_tokens, requests=len(queue.requests))
+
+    def _age_seconds(self, lane: Lane) -> float:
+        oldest = next(iter(self._lanes[lane].requests), None)
+        return self._clock() - oldest.arrived if oldest else 0.0
 
     def _schedule_pump(self) -> None:
         # not at once: what arrives in the same turn of the event loop shares a batch

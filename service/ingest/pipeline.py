@@ -137,7 +137,7 @@ class IngestPipeline:
             error.extra.update(indexed=report.indexed, unchanged=report.unchanged)
             raise
         finally:
-            self._metrics.count_documents(indexed=report.indexed, unchanged=report.unchanged, failed=len(report.failed))
+            self._metrics.count_documents(failed=len(report.failed))
         return report
 
     async def _prepare_list(
@@ -175,7 +175,9 @@ class IngestPipeline:
         hashes = await asyncio.to_thread(lambda: [each.document.content_hash() for each in documents])
         stored = await self._store.content_hashes(collection, ids)
         changed = [each for each, found in zip(documents, hashes, strict=True) if stored.get(each.document.id) != found]
-        report.unchanged += len(documents) - len(changed)
+        num_unchanged = len(documents) - len(changed)
+        self._metrics.count_documents(unchanged=num_unchanged)
+        report.unchanged += num_unchanged
         return await asyncio.to_thread(self._tokenize, changed, report, truncate)
 
     def _tokenize(self, documents: Sequence[IncomingDocument], report: IngestReport, truncate: bool) -> list[_Batch]:
@@ -245,8 +247,8 @@ class IngestPipeline:
         started = time.monotonic()
         await self._store.upsert(collection, points)
         seconds = time.monotonic() - started
-        self._metrics.observe_stage("upsert", seconds)
-        self._metrics.observe_store_call("upsert", seconds)
+        self._metrics.observe_stage("flush", seconds)
+        self._metrics.count_documents(indexed=len(points))
         report.indexed += len(points)
 
     async def _encode(self, batch: _Batch, deadline: float | None) -> Embeddings:

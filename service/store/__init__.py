@@ -1,5 +1,6 @@
 """The store room: where documents and their embeddings are kept; see `base` for the contract."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the embedded store's child imports this package too, and should start fast
@@ -7,8 +8,13 @@ if TYPE_CHECKING:  # the embedded store's child imports this package too, and sh
     from service.store.base import Store
 
 
-def open_store(settings: "StoreSettings") -> "Store":
-    """The store that is configured, not started yet. Only its own client library is imported."""
+def open_store(settings: "StoreSettings", *, on_event: Callable[[str], None] | None = None) -> "Store":
+    """The store that is configured, not started yet. Only its own client library is imported.
+
+    Args:
+        settings: which one, and where.
+        on_event: told what becomes of the embedded store's child, see `Supervised`.
+    """
     match settings.kind:
         case "memory":
             from service.store.memory import MemoryStore
@@ -17,7 +23,7 @@ def open_store(settings: "StoreSettings") -> "Store":
         case "edge":
             from service.store.edge import EdgeStore
 
-            return EdgeStore(settings.path, timeout_seconds=settings.timeout_seconds)
+            return EdgeStore(settings.path, timeout_seconds=settings.timeout_seconds, on_event=on_event)
         case "qdrant":
             from service.store.qdrant import QdrantStore
 

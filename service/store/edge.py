@@ -8,7 +8,7 @@ restart.
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,15 @@ _DOCUMENT_FIELDS = ["id", "title", "text", "metadata"]
 class EdgeStore:
     """See `Store`. Of two points with one id in a call, or in calls made at once, the last one wins."""
 
-    def __init__(self, path: Path, *, timeout_seconds: float = 30.0) -> None:
+    def __init__(
+        self, path: Path, *, timeout_seconds: float = 30.0, on_event: Callable[[str], None] | None = None
+    ) -> None:
         """Nothing is opened before `start`.
 
         Args:
             path: directory of the store; one process at a time.
             timeout_seconds: limit of one call, the wait for a restart included.
+            on_event: see `Supervised`.
         """
         self._timeout_seconds = timeout_seconds
         self._child = Supervised(
@@ -52,6 +55,7 @@ class EdgeStore:
             name="embedded store",
             start_timeout_seconds=_START_SECONDS,
             failure=StoreError,
+            on_event=on_event,
         )
         self._dimensions: dict[str, int] = {}
         self._creating = asyncio.Lock()

@@ -1,3 +1,7 @@
+import os
+import sys
+
+import pytest
 from prometheus_client import CollectorRegistry
 
 from service.metrics import Metrics
@@ -38,8 +42,61 @@ def test_metrics_documents_are_counted_by_outcome():
     assert outcomes == {"indexed": 3, "unchanged": 2, "failed": 1}
 
 
-def test_metrics_every_name_has_the_prefix_and_queues_are_there_from_the_start():
+def test_metrics_every_name_has_the_prefix_and_what_is_alerted_on_is_there_from_the_start():
     metrics = Metrics(CollectorRegistry())
 
-    assert all(family.name.startswith("eoseek_") for family in metrics.registry.collect())
+    assert all(family.name.startswith(("eoseek_", "process_")) for family in metrics.registry.collect())
     assert value(metrics, "eoseek_queue_tokens", lane="query") == 0
+    assert value(metrics, "eoseek_rejections_total", reason="queue_full") == 0
+    assert value(metrics, "eoseek_worker_restarts_total", child="store") == 0
+
+
+def test_metrics_ask_for_ages_and_readiness_at_each_scrape():
+    metrics = Metrics(CollectorRegistry())
+    levels = {"age": 1.5, "ready": True}
+    metrics.watch_queue("query", lambda: levels["age"])
+    metrics.watch_part("encoder", lambda: levels["ready"], lambda: None)
+    assert value(metrics, "eoseek_queue_age_seconds", lane="query") == 1.5
+    assert value(metrics, "eoseek_ready", part="encoder") == 1
+
+    levels.update(age=0.0, ready=False)
+
+    assert value(metrics, "eoseek_queue_age_seconds", lane="query") == 0
+    assert value(metrics, "eoseek_ready", part="encoder") == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="figures of processes come from /proc")
+def test_metrics_tell_what_a_child_takes_while_there_is_one():
+    metrics = Metrics(CollectorRegistry())
+    pids = [None]
+    metrics.watch_part("store", lambda: True, lambda: pids[-1])
+    assert value(metrics, "eoseek_store_process_resident_memory_bytes") is None
+
+    pids.append(os.getpid())
+
+    assert value(metrics, "eoseek_store_process_resident_memory_bytes") > 2**20
+
+
+def test_metrics_collections_beyond_a_hundred_are_one_series_and_a_dropped_one_is_gone():
+    metrics = Metrics(CollectorRegistry())
+
+    metrics.set_collections({f"c{number}": (number, 10) for number in range(103)})
+
+    assert value(metrics, "eoseek_store_points", collection="c102") == 102
+    assert value(metrics, "eoseek_store_points", collection="c2") is None
+    assert value(metrics, "eoseek_store_points", collection="(other)") == 0 + 1 + 2
+    assert value(metrics, "eoseek_store_bytes", collection="(other)") == 30
+
+    metrics.set_collections({"c1": (1, None)})
+
+    assert value(metrics, "eoseek_store_points", collection="c102") is None
+    assert value(metrics, "eoseek_store_bytes", collection="c1") is None
+
+
+def test_metrics_only_a_restart_counts_as_one():
+    metrics = Metrics(CollectorRegistry())
+
+    for event in ("died", "restart_failed", "restarted"):
+        metrics.count_child_event("encoder", event)
+
+    assert value(metrics, "eoseek_worker_restarts_total", child="encoder") == 1

@@ -1,3 +1,5 @@
+from service.errors import StoreError
+from service.store.memory import MemoryStore
 from tests.fakes import GatedEncoder
 from tests.service.api.parts import DIMENSION, MAX_LENGTH
 
@@ -43,6 +45,32 @@ def test_metrics_count_requests_by_route_template(client):
     assert 'method="other"' in text
     assert "some-id" not in text
     assert "BREW" not in text
+
+
+def test_metrics_tell_what_is_stored_and_what_runs(make_client):
+    client = make_client()
+    client.put("/collections/papers")
+    client.post("/documents", json={"documents": [{"id": "a", "text": "t"}], "collection": "papers"})
+
+    text = client.get("/metrics").text
+
+    assert 'eoseek_store_points{collection="papers"} 1.0' in text
+    assert 'eoseek_store_points{collection="default"} 0.0' in text
+    assert 'eoseek_documents_total{outcome="indexed"} 1.0' in text
+    assert 'eoseek_ready{part="store"} 1.0' in text
+    assert 'dtype="float32"' in text
+    assert "eoseek_disk_free_bytes{" not in text  # no embedded store, no disk
+
+
+def test_metrics_answer_while_the_store_does_not(make_client):
+    class AwayStore(MemoryStore):
+        async def list_collections(self):
+            raise StoreError("away")
+
+    response = make_client(store=AwayStore()).get("/metrics")
+
+    assert response.status_code == 200
+    assert 'eoseek_store_errors_total{operation="list_collections"} 1.0' in response.text
 
 
 def test_metrics_speak_openmetrics_when_asked(client):

@@ -210,8 +210,10 @@ async def test_batcher_time_is_told_apart_into_queue_and_encode(bench):
     await bench.settle()
 
     bench.clock.now += 3.0
+    assert bench.sample("eoseek_queue_age_seconds", lane="query") == 3.0
     running.release()
     batch = await bench.batch()
+    assert bench.sample("eoseek_queue_age_seconds", lane="query") == 0.0
     bench.clock.now += 0.5
     batch.release()
 
