@@ -27,6 +27,7 @@ from service.settings import EncoderSettings, Settings, StoreSettings
 from service.store import open_store
 from service.store.base import Store
 from service.store.metered import metered
+from service.tracing import Tracing
 
 _DESCRIPTION = """Dense retrieval with decoder LLMs pooled at their closing [EOS] token.
 
@@ -40,6 +41,7 @@ def create_app(
     checkpoint: Checkpoint | None = None,
     encoder: AsyncEncoder | None = None,
     store: Store | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application; its parts start with its lifespan, which raises ConfigurationError when they cannot.
 
@@ -48,12 +50,18 @@ def create_app(
         checkpoint: instead of loading the one that the settings name.
         encoder: instead of a worker process; not yet started.
         store: instead of the one that the settings name; not yet started.
+        tracing: instead of the one that the settings ask for; not yet started.
     """
     metrics = Metrics(CollectorRegistry())
+    if settings.tracing and tracing is None:
+        tracing = Tracing(database="memory" if settings.store.kind == "memory" else "qdrant")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _running(settings, metrics, checkpoint=checkpoint, encoder=encoder, store=store) as services:
+        async with (
+            _traced(tracing),
+            _running(settings, metrics, checkpoint=checkpoint, encoder=encoder, store=store) as services,
+        ):
             app.state.services = services
             yield
             services.is_draining = True
@@ -74,7 +82,7 @@ def create_app(
     app.include_router(documents.stream_router)
     app.include_router(documents.router)
     problems.install(app)
-    app.add_middleware(RequestMiddleware, metrics=metrics)
+    app.add_middleware(RequestMiddleware, metrics=metrics, tracing=tracing)
     openapi.complete(app, settings.api)
     return app
 
@@ -82,7 +90,26 @@ def create_app(
 def run(settings: Settings, *, on_ready: OnReady | None = None, on_stop: OnStop | None = None) -> int:
     """Serve until interrupted; returns an exit code and raises no ConfigurationError. Arguments as `server.serve`."""
     app = create_app(settings)
-    return serve(app, settings.api, log_level=settings.log_level, on_ready=on_ready, on_stop=on_stop)
+    return serve(
+        app,
+        settings.api,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+        on_ready=on_ready,
+        on_stop=on_stop,
+    )
+
+
+@asynccontextmanager
+async def _traced(tracing: Tracing | None) -> AsyncIterator[None]:
+    if tracing is None:
+        yield
+        return
+    tracing.start()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(tracing.stop)
 
 
 @asynccontextmanager

@@ -9,6 +9,8 @@ from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
+from service.tracing import note_stage
+
 Kind = Literal["query", "document"]
 Stage = Literal["tokenize", "queue", "encode", "search", "flush"]
 RejectionReason = Literal["queue_full", "deadline", "stopping"]
@@ -118,9 +120,26 @@ class Metrics:
         self._requests.labels(route, method, str(status)).inc()
         self._request_seconds.labels(route, method).observe(seconds)
 
-    def observe_stage(self, stage: Stage, seconds: float) -> None:
-        """One request's time in one stage."""
+    def observe_stage(
+        self,
+        stage: Stage,
+        seconds: float,
+        *,
+        ended: float | None = None,
+        collection: str | None = None,
+        num_tokens: int | None = None,
+    ) -> None:
+        """One request's time in one stage, for its trace as well.
+
+        Args:
+            stage: which one.
+            seconds: how long it took.
+            ended: when, on `time.monotonic`; None is now.
+            collection: that was searched or written to; for the trace alone.
+            num_tokens: that were encoded; for the trace alone.
+        """
         self._stage_seconds.labels(stage).observe(seconds)
+        note_stage(stage, seconds, ended=ended, collection=collection, num_tokens=num_tokens)
 
     def set_queue(self, lane: Kind, *, tokens: int, requests: int) -> None:
         """What waits in a lane now."""

@@ -18,6 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from service import logs
 from service.api.problems import respond
 from service.errors import ConfigurationError, MalformedInputError
 from service.settings import ApiSettings
@@ -95,6 +96,7 @@ def serve(
     settings: ApiSettings,
     *,
     log_level: str,
+    log_format: logs.LogFormat = "text",
     on_ready: OnReady | None = None,
     on_stop: OnStop | None = None,
 ) -> int:
@@ -104,19 +106,13 @@ def serve(
         app: its lifespan may raise ConfigurationError.
         settings: address and drain time.
         log_level: least severe line that is written to stderr.
+        log_format: see `Settings`.
         on_ready: called once with the service's URL, on the event loop when it listens; must return at once.
         on_stop: called when a signal ends the service, before it drains, on the event loop; must return at once.
     Returns:
         Exit code: 0 after an orderly end, 2 with one line on stderr if it could not start, 130 if interrupted at start.
     """
-    logging.basicConfig(
-        level=log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-    )
-    # uvicorn's lines about its own start and httpx's about each call say nothing new
-    for name in ("uvicorn.error", "httpx"):
-        logging.getLogger(name).setLevel(logging.WARNING if log_level != "debug" else logging.DEBUG)
+    logs.configure(log_level, log_format)
     config = uvicorn.Config(
         app,
         lifespan="off",

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.logs import LogFormat
 from service.paths import cache_dir
 
 
@@ -119,4 +120,10 @@ class Settings(BaseSettings):
     store: StoreSettings = Field(default_factory=StoreSettings)
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
+    )
+    log_format: LogFormat = Field(
+        "text", description="`text` for people; `json`: an object a line, and a line for each request."
+    )
+    tracing: bool = Field(
+        False, description="Send OpenTelemetry traces, see docs/operations.md; needs the extra `otel`."
     )

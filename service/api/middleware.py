@@ -10,19 +10,24 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import respond
 from service.errors import EoseekError, NotReadyError
+from service.logs import REQUESTS
 from service.metrics import Metrics
+from service.tracing import Stage, Tracing
 
 logger = logging.getLogger("eoseek.api")
+request_log = logging.getLogger(REQUESTS)
 REQUEST_ID_HEADER = "X-Request-Id"
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CLIENT_CLOSED_REQUEST = 499
 _SHUTTING_DOWN = "The service is shutting down and did not get to this request in time; send it again."
+_PROBES = frozenset({"/health/live", "/health/ready", "/metrics"})  # too many and too alike to be logged or traced
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -66,9 +71,10 @@ class _Exchange:
 class RequestMiddleware:
     """Wraps the whole application."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -83,10 +89,11 @@ class RequestMiddleware:
             scope = {**scope, "method": "GET"}
         exchange = _Exchange(receive, send, request_id)
         started = time.monotonic()
+        stages = self._tracing.begin() if self._tracing else []
         try:
             await self._answer(scope, exchange, request_id)
         finally:
-            self._observe(scope, exchange, time.monotonic() - started)
+            self._observe(scope, exchange, started, stages)
 
     async def _answer(self, scope: Scope, exchange: _Exchange, request_id: str) -> None:
         work = asyncio.ensure_future(self._app(scope, exchange.receive, exchange.send))
@@ -103,7 +110,10 @@ class RequestMiddleware:
                 await _end(work)
                 await self._fail(ShuttingDownError(_SHUTTING_DOWN), scope, exchange, request_id)
         except Exception:
-            logger.exception("%s %s failed, request %s", scope["method"], scope["path"], request_id)
+            fields = {"request_id": request_id}
+            logger.exception(
+                "%s %s failed, request %s", scope["method"], scope["path"], request_id, extra={"fields": fields}
+            )
             fault = EoseekError(f"A fault of the service; its log has more under request id {request_id}.")
             await self._fail(fault, scope, exchange, request_id)
         finally:
@@ -112,14 +122,37 @@ class RequestMiddleware:
 
     async def _fail(self, error: EoseekError, scope: Scope, exchange: _Exchange, request_id: str) -> None:
         if exchange.status is None:
+            scope["state"]["error_code"] = error.code
             await respond(request_id, error)(scope, exchange.receive, exchange.send)
 
-    def _observe(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
+    def _observe(self, scope: Scope, exchange: _Exchange, started: float, stages: Sequence[Stage]) -> None:
+        seconds = time.monotonic() - started
         # the template, never the raw path: labels must stay few
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = getattr(scope.get("route"), "path", None)
         method = scope["method"] if scope["method"] in _METHODS else "other"
         status = exchange.status or _CLIENT_CLOSED_REQUEST
-        self._metrics.observe_request(route=route, method=method, status=status, seconds=seconds)
+        label = route or "unmatched"
+        self._metrics.observe_request(route=label, method=method, status=status, seconds=seconds)
+        if route in _PROBES:
+            return
+        error_code = scope["state"].get("error_code")
+        trace_id = None
+        if self._tracing:
+            trace_id = self._tracing.finish(
+                scope, stages, route=route, status=exchange.status, error_code=error_code, started=started
+            )
+        if request_log.isEnabledFor(logging.INFO):
+            fields = {
+                "request_id": scope["state"]["request_id"],
+                "method": method,
+                "route": label,
+                "status": status,
+                "seconds": round(seconds, 6),
+                "code": error_code,
+                "trace_id": trace_id,
+            }
+            present = {key: value for key, value in fields.items() if value is not None}
+            request_log.info("%s %s %d", method, label, status, extra={"fields": present})
 
 
 async def _end(work: "asyncio.Future[None]") -> None:

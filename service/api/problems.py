@@ -80,14 +80,22 @@ def request_id(request: Request) -> str:
 async def _on_eoseek_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EoseekError)
     if error.status >= 500:
-        logger.warning("%s %s: %s: %s", request.method, request.url.path, error.code, error.detail)
-    return respond(request_id(request), error)
+        fields = {"request_id": request_id(request), "code": error.code}
+        logger.warning(
+            "%s %s: %s: %s", request.method, request.url.path, error.code, error.detail, extra={"fields": fields}
+        )
+    return _respond(request, error)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     detail, errors = describe_errors(error.errors())
-    return respond(request_id(request), InvalidInputError(detail, extra={"errors": errors}))
+    return _respond(request, InvalidInputError(detail, extra={"errors": errors}))
+
+
+def _respond(request: Request, error: EoseekError) -> Response:
+    request.state.error_code = error.code  # for the request's line in the log
+    return respond(request_id(request), error)
 
 
 def _allowed_methods(request: Request) -> list[str]:

@@ -45,7 +45,7 @@ async def search(
     search_started = time.monotonic()
     hits = await services.store.search_batch(collection, embedded.embeddings, options)
     search_seconds = time.monotonic() - search_started
-    services.metrics.observe_stage("search", search_seconds)
+    services.metrics.observe_stage("search", search_seconds, collection=collection)
     results = [_results(each) for each in hits]
     return json_response(
         {

@@ -180,8 +180,9 @@ class Batcher:
             self._requests.discard(request)
             self._lanes[lane].discard(request)
             self._report_queue(lane)
-        self._metrics.observe_stage("queue", encoded.queue_seconds)
-        self._metrics.observe_stage("encode", encoded.encode_seconds)
+        now = self._clock()
+        self._metrics.observe_stage("queue", encoded.queue_seconds, ended=now - encoded.encode_seconds)
+        self._metrics.observe_stage("encode", encoded.encode_seconds, ended=now, num_tokens=sum(request.lengths))
         return encoded
 
     def _admit(self, token_ids: Sequence[TokenIds], lane: Lane) -> _Request:

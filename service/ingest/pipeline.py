@@ -178,7 +178,10 @@ class IngestPipeline:
         num_unchanged = len(documents) - len(changed)
         self._metrics.count_documents(unchanged=num_unchanged)
         report.unchanged += num_unchanged
-        return await asyncio.to_thread(self._tokenize, changed, report, truncate)
+        started = time.monotonic()
+        batches = await asyncio.to_thread(self._tokenize, changed, report, truncate)
+        self._metrics.observe_stage("tokenize", time.monotonic() - started)
+        return batches
 
     def _tokenize(self, documents: Sequence[IncomingDocument], report: IngestReport, truncate: bool) -> list[_Batch]:
         contract = self._checkpoint.contract
@@ -247,7 +250,7 @@ class IngestPipeline:
         started = time.monotonic()
         await self._store.upsert(collection, points)
         seconds = time.monotonic() - started
-        self._metrics.observe_stage("flush", seconds)
+        self._metrics.observe_stage("flush", seconds, collection=collection)
         self._metrics.count_documents(indexed=len(points))
         report.indexed += len(points)
 
