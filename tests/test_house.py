@@ -176,6 +176,20 @@ def test_compose_the_server_starts_with_its_profile_only_and_is_not_published():
     assert "PASSWORD" not in str(COMPOSE)
 
 
+@pytest.mark.parametrize("name", ["prometheus", "grafana"])
+def test_compose_watchers_are_confined_checked_and_on_loopback_and_their_files_exist(name):
+    service = COMPOSE["services"][name]
+
+    assert service["profiles"] == ["observe"]
+    assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    assert service["healthcheck"]["test"][0] == "CMD"
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    mounted = [volume.split(":")[0] for volume in service["volumes"] if volume.startswith("./")]
+    assert mounted
+    assert all((ROOT / each).is_dir() for each in mounted)
+    assert all(volume.endswith(":ro") for volume in service["volumes"] if volume.startswith("./"))
+
+
 def test_make_variables_set_only_settings_that_exist():
     known = {variable for variable, _, _ in leaves(Settings)}
     assert set(re.findall(r"export (EOSEEK_\w+)", MAKEFILE)) <= known
