@@ -2,7 +2,7 @@
 
 Calls run in order on the main thread; a second thread reads, so that the parent never waits to send, and so that the
 end of the parent, even by `kill -9`, ends this process. Requests are [call id, method, arguments], answers
-[call id, "ok", result] or [call id, "error", code or None, detail]; first comes [target, config], call 0.
+[call id, "ok", result] or [call id, "error", code or None, detail]; first comes [target, config, log format], call 0.
 """
 
 import ctypes
@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from service.errors import EoseekError
 from service.frames import LENGTH, pack, unpack
+from service.logs import configure
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,9 @@ def main(fd: int) -> NoReturn:
     frames: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection.makefile("rb"), frames), daemon=True).start()
 
-    handler, outcome = _build(*frames.get())
+    target, config, log_format = frames.get()
+    configure("warning", log_format)
+    handler, outcome = _build(target, config)
     _answer(connection, 0, outcome)
     while True:
         call_id, method, args = frames.get()

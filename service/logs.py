@@ -28,6 +28,12 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
+def current_format() -> LogFormat:
+    """What `configure` was told, for a child process to be told as well."""
+    handlers = logging.getLogger().handlers
+    return "json" if any(isinstance(handler.formatter, JsonFormatter) for handler in handlers) else "text"
+
+
 def configure(level: str, form: LogFormat) -> None:
     """Send the log to stderr, unless somebody set it up before."""
     handler = logging.StreamHandler(sys.stderr)

@@ -17,6 +17,7 @@ from typing import Any
 
 from service.errors import ConfigurationError, DeadlineExceededError, EoseekError, NotReadyError, error_from_code
 from service.frames import LENGTH, pack, unpack
+from service.logs import current_format
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ class Supervised:
         child = await _Child.spawn(self._name)
         try:
             async with asyncio.timeout(self._start_timeout_seconds):
-                status, *answer = await child.hello(self._hello)
+                status, *answer = await child.hello([*self._hello, current_format()])
         except TimeoutError:
             await child.end(grace_seconds=0)
             raise ConfigurationError(
@@ -240,7 +241,7 @@ class _Child:
         return cls(name, process, reader, writer)
 
     async def hello(self, message: list[Any]) -> list[Any]:
-        """Send target and config; returns the outcome of the build."""
+        """Send target, config and log format; returns the outcome of the build."""
         self._writer.write(pack(message))
         _, *outcome = await self._receive()
         return outcome

@@ -1,5 +1,7 @@
 import asyncio
 import contextlib
+import json
+import logging
 import os
 import signal
 import subprocess
@@ -18,6 +20,7 @@ from service.errors import (
     NotFoundError,
     NotReadyError,
 )
+from service.logs import JsonFormatter
 from service.supervised import ChildDiedError, Supervised
 
 LIMIT_SECONDS = 60  # what would hang fails
@@ -111,6 +114,21 @@ def test_supervised_errors_of_the_handler_arrive_as_their_class():
             assert child.num_restarts == 0
 
     run(test)
+
+
+def test_supervised_child_logs_in_the_format_of_its_parent(capfd, monkeypatch):
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+
+    async def test():
+        async with running() as child:
+            with pytest.raises(EncoderError):
+                await child.call("crash", "no luck")
+
+    run(test)
+    line = next(line for line in capfd.readouterr().err.splitlines() if "unexpected error" in line)
+    assert "RuntimeError: no luck" in json.loads(line)["exception"]
 
 
 @pytest.mark.parametrize("value", ["\ud800", 2**70])
