@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -46,6 +47,7 @@ def main() -> int:
         parser.error("prometheus is not installed; Debian's package of that name has it")
     settings = {
         "encoder__checkpoint": arguments.checkpoint,
+        "encoder__threads": "1",
         "encoder__max_length": "128",
         "batching__max_queue_tokens": "256",
         "store__timeout_seconds": "2",
@@ -154,7 +156,7 @@ def store_process(service: Service) -> psutil.Process:
     return next(child for child in psutil.Process(service.process.pid).children() if child != worker)
 
 
-def dashboards() -> list[tuple[str, dict[str, object]]]:
+def dashboards() -> list[tuple[str, dict[str, Any]]]:
     """Name and content of each dashboard."""
     return [(path.stem, json.loads(path.read_text("utf-8"))) for path in sorted((DEPLOY / "grafana").rglob("*.json"))]
 
@@ -163,7 +165,7 @@ def expressions() -> list[tuple[str, str]]:
     """Where it stands and what to ask, of every panel, rule and alert."""
     found = []
     for name, dashboard in dashboards():
-        for panel in dashboard["panels"]:  # type: ignore[attr-defined]
+        for panel in dashboard["panels"]:
             found += [(f"{name}, {panel['title']}", _chosen(target["expr"])) for target in panel["targets"]]
     for name in ("rules.yml", "alerts.yml"):
         for group in yaml.safe_load((DEPLOY / "prometheus" / name).read_text("utf-8"))["groups"]:
@@ -185,7 +187,7 @@ def variables() -> list[tuple[str, str]]:
     return [
         (f"{name}, ${each['name']}", _chosen(each["query"]))
         for name, dashboard in dashboards()
-        for each in dashboard["templating"]["list"]  # type: ignore[index]
+        for each in dashboard["templating"]["list"]
     ]
 
 
@@ -200,7 +202,7 @@ def has_data(prometheus: str, expression: str) -> bool:
 
 def label_values(prometheus: str, query: str) -> list[str]:
     """What Grafana's label_values(SERIES, LABEL) offers."""
-    series, label = re.fullmatch(r"label_values\((.+), (\w+)\)", query).groups()  # type: ignore[union-attr]
+    series, label = query.removeprefix("label_values(").removesuffix(")").rsplit(", ", 1)
     answer = httpx.get(f"{prometheus}/api/v1/label/{label}/values", params={"match[]": series}).json()
     values: list[str] = answer["data"]
     return values

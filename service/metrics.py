@@ -21,7 +21,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _TOKENS = tuple(float(2**power) for power in range(4, 18))  # one short query to 131,072
 _TEXTS = tuple(float(2**power) for power in range(11))
 _MAX_COLLECTIONS = 100
-OTHER_COLLECTIONS = "(other)"  # no collection can be called so
+_OTHER_COLLECTIONS = "(other)"  # no collection can be called so
 
 
 class Metrics:
@@ -203,7 +203,7 @@ class Metrics:
         self._store_bytes.clear()
         by_size = sorted(points_and_bytes.items(), key=lambda item: item[1][0], reverse=True)
         for rank, (name, (num_points, num_bytes)) in enumerate(by_size):
-            label = name if rank < _MAX_COLLECTIONS else OTHER_COLLECTIONS
+            label = name if rank < _MAX_COLLECTIONS else _OTHER_COLLECTIONS
             self._store_points.labels(label).inc(num_points)
             if num_bytes is not None:
                 self._store_bytes.labels(label).inc(num_bytes)

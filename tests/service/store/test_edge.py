@@ -61,6 +61,16 @@ async def test_stop_and_start_keeps_everything(tmp_path: Path) -> None:
     await store.stop()
 
 
+async def test_restart_of_the_child_is_told(tmp_path: Path) -> None:
+    events: list[str] = []
+    store = EdgeStore(tmp_path, on_event=events.append)
+    await store.start()
+    kill_child(store)
+    assert await store.list_collections() == []
+    assert events == ["died", "restarted"]
+    await store.stop()
+
+
 async def test_kill_under_load_every_upsert_that_returned_is_there(tmp_path: Path) -> None:
     store = await opened(tmp_path)
     returned: set[str] = set()
