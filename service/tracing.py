@@ -26,7 +26,7 @@ _DATABASE_OPERATIONS = {"search": "search", "flush": "upsert"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
+class FinishedStage:
     """A part of a request that is over; times are on `time.monotonic`."""
 
     name: str
@@ -36,7 +36,7 @@ class Stage:
     num_tokens: int | None  # that were encoded in it
 
 
-_stages: ContextVar[list[Stage] | None] = ContextVar("stages", default=None)
+_stages: ContextVar[list[FinishedStage] | None] = ContextVar("stages", default=None)
 
 
 def note_stage(
@@ -47,7 +47,7 @@ def note_stage(
     if noted is not None and len(noted) < _MAX_STAGES:
         ended = time.monotonic() if ended is None else ended
         noted.append(
-            Stage(name=name, started=ended - seconds, ended=ended, collection=collection, num_tokens=num_tokens)
+            FinishedStage(name=name, started=ended - seconds, ended=ended, collection=collection, num_tokens=num_tokens)
         )
 
 
@@ -88,16 +88,16 @@ class Tracing:
         """Send what is left; blocks for seconds when the collector is away."""
         self._provider.shutdown()
 
-    def begin(self) -> list[Stage]:
+    def begin(self) -> list[FinishedStage]:
         """The list that takes the stages of the request that the current task begins with."""
-        stages: list[Stage] = []
+        stages: list[FinishedStage] = []
         _stages.set(stages)
         return stages
 
     def finish(
         self,
         scope: Scope,
-        stages: Sequence[Stage],
+        stages: Sequence[FinishedStage],
         *,
         route: str | None,
         status: int | None,
@@ -145,7 +145,7 @@ class Tracing:
         span.end(epoch + int(ended * 1e9))
         return str(trace.format_trace_id(span.get_span_context().trace_id))
 
-    def _attributes(self, stage: Stage) -> dict[str, str | int]:
+    def _attributes(self, stage: FinishedStage) -> dict[str, str | int]:
         attributes: dict[str, str | int] = {"eoseek.stage": stage.name}
         if stage.collection is not None:
             attributes["db.system.name"] = self._database

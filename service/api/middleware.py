@@ -19,7 +19,7 @@ from service.api.problems import respond
 from service.errors import EoseekError, NotReadyError
 from service.logs import REQUESTS
 from service.metrics import Metrics
-from service.tracing import Stage, Tracing
+from service.tracing import FinishedStage, Tracing
 
 logger = logging.getLogger("eoseek.api")
 request_log = logging.getLogger(REQUESTS)
@@ -125,7 +125,7 @@ class RequestMiddleware:
             scope["state"]["error_code"] = error.code
             await respond(request_id, error)(scope, exchange.receive, exchange.send)
 
-    def _observe(self, scope: Scope, exchange: _Exchange, started: float, stages: Sequence[Stage]) -> None:
+    def _observe(self, scope: Scope, exchange: _Exchange, started: float, stages: Sequence[FinishedStage]) -> None:
         seconds = time.monotonic() - started
         # the template, never the raw path: labels must stay few
         route = getattr(scope.get("route"), "path", None)

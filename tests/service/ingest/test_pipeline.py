@@ -163,6 +163,33 @@ def test_pipeline_stream_waits_out_a_full_queue():
     run(body)
 
 
+def test_pipeline_documents_of_a_stream_are_counted_while_it_lasts():
+    written = asyncio.Event()
+
+    class SignallingStore(RecordingStore):
+        async def upsert(self, collection, points):
+            await super().upsert(collection, points)
+            written.set()
+
+    async def body():
+        async with rig(store=SignallingStore()) as it:
+
+            def num_indexed():
+                return it.registry.get_sample_value("eoseek_documents_total", {"outcome": "indexed"})
+
+            async def documents():
+                for number in range(256):
+                    yield doc(number)
+                await written.wait()
+                assert num_indexed() == 256
+                yield doc(256)
+
+            await it.ingest(documents())
+            assert num_indexed() == 257
+
+    run(body)
+
+
 def test_pipeline_store_failure_ends_the_request_and_tells_what_was_done():
     async def body():
         async with rig(store=RecordingStore(fail_after=2), max_batch_texts=10) as it:
