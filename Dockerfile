@@ -30,7 +30,10 @@ ENV PATH=/app/.venv/bin:$PATH \
 # /data holds the embedded store, /cache the pulled checkpoints
 VOLUME ["/data", "/cache"]
 EXPOSE 8080
+# on its own this image does not start: it listens to the network, so it wants EOSEEK_API__KEYS, or to be told that whoever
+# reaches it may do everything, EOSEEK_API__OPEN_TO_NETWORK_WITHOUT_KEYS=true. With EOSEEK_API__OPEN_OPERATIONS=false the
+# check below sends EOSEEK_API_KEY.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m --start-interval=2s --retries=3 \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/health/ready', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(r.Request('http://127.0.0.1:8080/health/ready', headers={'Authorization': 'Bearer ' + os.environ.get('EOSEEK_API_KEY', '')}), timeout=4)"]
 STOPSIGNAL SIGTERM
 CMD ["eoseek", "serve"]

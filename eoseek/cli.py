@@ -22,6 +22,8 @@ from service.errors import ConfigurationError, EoseekError
 from training.cli import app as training_app
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from eoseek.client import Client, Hit
     from eoseek.evaluation import EvaluationPlan
     from eoseek.ingest import IngestOptions
@@ -40,8 +42,24 @@ model_app = typer.Typer(no_args_is_help=True, help="Checkpoints on this machine.
 app.add_typer(model_app, name="model")
 app.add_typer(training_app)
 
+
+def _read_key(option: str | None) -> str | None:
+    if option is None or not option.startswith("@"):
+        return option
+    return _file(Path(option[1:])).read_text("ascii", errors="replace").strip()
+
+
 _URL = "http://127.0.0.1:8080"  # eoseek.client.DEFAULT_URL, which costs an import of httpx
 Url = Annotated[str, typer.Option(envvar="EOSEEK_URL", help="Where the service listens.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar="EOSEEK_API_KEY",
+        callback=_read_key,
+        show_default=False,
+        help="Key of the service; @FILE reads it from there. Better by the variable: others see an option in `ps`.",
+    ),
+]
 Collection = Annotated[str | None, typer.Option(help="Default: the service's own default collection.")]
 Instruction = Annotated[str | None, typer.Option(help="The task in a sentence; default: the checkpoint's; '': none.")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, max=10_000, help="Documents in one request.")]
@@ -95,6 +113,7 @@ def ingest(
         str | None, typer.Option(help="Created if it is not there. Default: the service's own default collection.")
     ] = None,
     url: Url = _URL,
+    api_key: ApiKey = None,
     batch_size: BatchSize = 32,
     concurrency: Concurrency = 4,
     truncate: Truncate = False,
@@ -105,7 +124,7 @@ def ingest(
 
     paths = [None if name == "-" else _file(Path(name)) for name in files]
     options = IngestOptions(collection=collection, batch_size=batch_size, concurrency=concurrency, truncate=truncate)
-    _load(url, options, lambda loading: loading.load_files(paths), is_resumable=resume)
+    _load(url, api_key, options, lambda loading: loading.load_files(paths), is_resumable=resume)
 
 
 @app.command()
@@ -116,11 +135,12 @@ def search(
     top_k: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
     filter: Annotated[str | None, typer.Option(help="Qdrant's filter JSON.")] = None,
     url: Url = _URL,
+    api_key: ApiKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Search a collection."""
     conditions = _json_object(filter) if filter else None
-    with _client(url) as client:
+    with _client(url, api_key) as client:
         hits = client.search(text, collection=collection, instruction=instruction, top_k=top_k, filter=conditions)
     _print_json_lines(hits) if as_json else _print_hits(hits)
 
@@ -133,10 +153,11 @@ def embed(
     dimensions: Annotated[int | None, typer.Option(min=1, help="Keep so many leading dimensions.")] = None,
     truncate: Truncate = False,
     url: Url = _URL,
+    api_key: ApiKey = None,
 ) -> None:
     """Embed texts; prints one JSON object a line."""
     lines = iter(texts) if texts else _stdin_lines()
-    with _client(url) as client:
+    with _client(url, api_key) as client:
         while batch := list(islice(lines, 64)):
             answer = client.embed(batch, kind=kind, instruction=instruction, dimensions=dimensions, truncate=truncate)
             for index, (text, embedding) in enumerate(zip(batch, answer.embeddings, strict=True)):
@@ -159,6 +180,7 @@ def evaluate(
             envvar="EOSEEK_URL", help="The service that is judged where there is neither --checkpoint nor --bm25."
         ),
     ] = _URL,
+    api_key: ApiKey = None,
     split: Annotated[str | None, typer.Option(help="qrels/<split>.tsv; default: test, or the only one.")] = None,
     collection: Annotated[str | None, typer.Option(help="Of the service. Default: the folder's name.")] = None,
     instruction: Instruction = None,
@@ -195,6 +217,7 @@ def evaluate(
         checkpoints=checkpoints or [],
         uses_bm25=bm25,
         url=url if is_url_given or not (checkpoints or bm25) else None,
+        api_key=api_key,
         collection=collection,
         instruction=instruction,
         top_k=top_k,
@@ -217,18 +240,21 @@ def evaluate(
 
 @app.command()
 def demo(
-    collection: Annotated[str, typer.Option(help="Created if it is not there.")] = "demo", url: Url = _URL
+    collection: Annotated[str, typer.Option(help="Created if it is not there.")] = "demo",
+    url: Url = _URL,
+    api_key: ApiKey = None,
 ) -> None:
     """Index the docstrings of this Python's standard library."""
     from eoseek.demo import EXAMPLE_QUERY
     from eoseek.ingest import IngestOptions
 
-    _load(url, IngestOptions(collection=collection), lambda loading: loading.load_demo())
+    _load(url, api_key, IngestOptions(collection=collection), lambda loading: loading.load_demo())
     body = json.dumps({"query": EXAMPLE_QUERY, "collection": collection, "top_k": 3})
     at = "" if url == _URL else f" --url {url}"
+    header = ' -H "Authorization: Bearer $EOSEEK_API_KEY"' if api_key else ""
     note(
         f"Try:  eoseek search '{EXAMPLE_QUERY}' --collection {collection}{at}\n"
-        f"  or  curl -s {url}/search -H 'Content-Type: application/json' -d '{body}'"
+        f"  or  curl -s {url}/search -H 'Content-Type: application/json'{header} -d '{body}'"
     )
 
 
@@ -247,23 +273,28 @@ def _settings() -> "Settings":
     try:
         return Settings()
     except ValidationError as error:
-        places = [
-            f"EOSEEK_{'__'.join(map(str, each['loc'])).upper()}={each['input']!r}: {each['msg']}"
-            for each in error.errors()
-        ]
-        raise ConfigurationError("; ".join(places)) from error
+        raise ConfigurationError("; ".join(map(_refused_setting, error.errors()))) from None  # the cause shows keys
     except SettingsError as error:
         raise ConfigurationError(str(error)) from error
 
 
-def _client(url: str, *, retry_seconds: float = 30.0) -> "Client":
+def _refused_setting(error: "ErrorDetails") -> str:
+    """Variable, value and reason; not the value of a whole group, nor of what holds a key."""
+    place = list(map(str, error["loc"]))
+    is_hidden = isinstance(error["input"], dict) or not {"keys", "api_key"}.isdisjoint(place)
+    shown = "" if is_hidden else f"={error['input']!r}"
+    return f"EOSEEK_{'__'.join(place).upper()}{shown}: {error['msg']}"
+
+
+def _client(url: str, api_key: str | None, *, retry_seconds: float = 30.0) -> "Client":
     from eoseek.client import Client
 
-    return Client(url, retry_seconds=retry_seconds)
+    return Client(url, api_key=api_key, retry_seconds=retry_seconds)
 
 
 def _load(
     url: str,
+    api_key: str | None,
     options: "IngestOptions",
     work: "Callable[[Loading], None]",
     *,
@@ -273,7 +304,7 @@ def _load(
     from eoseek.loading import Loading
 
     started = time.monotonic()
-    with _client(url, retry_seconds=_INGEST_RETRY_SECONDS) as client:
+    with _client(url, api_key, retry_seconds=_INGEST_RETRY_SECONDS) as client:
         loading = Loading(client, options, is_resumable=is_resumable)
         try:
             work(loading)
@@ -372,7 +403,7 @@ def _load_sets(sets: "list[JudgedSet]", plan: "EvaluationPlan") -> None:
     for each in sets:
         options = IngestOptions(collection=plan.collection or each.name, truncate=plan.truncate)
         paths = [beir.corpus_path(each.folder)]
-        _load(plan.url, options, lambda loading, paths=paths: loading.load_files(paths))  # type: ignore[misc]
+        _load(plan.url, plan.api_key, options, lambda loading, paths=paths: loading.load_files(paths))  # type: ignore[misc]
 
 
 def _evaluate(plan: "EvaluationPlan", sets: "list[JudgedSet]", output: Path | None) -> "list[Evaluation]":

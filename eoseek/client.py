@@ -91,6 +91,7 @@ class Client:
         self,
         url: str = DEFAULT_URL,
         *,
+        api_key: str | None = None,
         retry_seconds: float = 30.0,
         timeout_seconds: float = 300.0,
         transport: httpx.BaseTransport | None = None,
@@ -100,12 +101,13 @@ class Client:
 
         Args:
             url: where the service listens, without a path.
+            api_key: sent with every call; None where the service asks for none.
             retry_seconds: most time spent waiting between the attempts of one call; 0 never retries.
             timeout_seconds: limit of one attempt; longer than the service's own, so that its error is seen.
             transport: replaces the network, for tests.
             sleep: replaces the pauses between attempts, for tests.
         Raises:
-            EoseekClientError: `url` is not an http address.
+            EoseekClientError: `url` is not an http address, or `api_key` cannot stand in a header.
         """
         self.url = url.rstrip("/")
         self._retry_seconds = retry_seconds
@@ -114,9 +116,12 @@ class Client:
         self._was_reached = False
         if not self.url.startswith(("http://", "https://")):
             raise EoseekClientError(None, "configuration", f"{url!r} is not a url such as {DEFAULT_URL}")
+        if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+            raise EoseekClientError(None, "configuration", "the API key has a character that no key has (not shown)")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
             timeout = httpx.Timeout(timeout_seconds, connect=10.0)
-            self._http = httpx.Client(base_url=self.url, timeout=timeout, transport=transport)
+            self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, transport=transport)
         except (httpx.InvalidURL, ValueError) as error:
             raise EoseekClientError(None, "configuration", f"{url!r} is not a url: {error}") from error
 
@@ -293,7 +298,8 @@ def _pause_seconds(attempt: int, response: httpx.Response | None) -> float:
 def _problem(response: httpx.Response) -> EoseekClientError:
     try:
         problem = response.json()
-        return EoseekClientError(response.status_code, problem["code"], problem["detail"])
+        hint = " (EOSEEK_API_KEY or --api-key name the key)" if response.status_code == 401 else ""
+        return EoseekClientError(response.status_code, problem["code"], problem["detail"] + hint)
     except (ValueError, KeyError, TypeError):
         detail = f"{response.request.url} answered {response.status_code} {response.reason_phrase}"
         return EoseekClientError(response.status_code, "not_eoseek", detail)

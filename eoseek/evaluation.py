@@ -4,7 +4,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -36,6 +36,7 @@ class EvaluationPlan:
     checkpoints: Sequence[str] = ()
     uses_bm25: bool = False
     url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     collection: str | None = None
     instruction: str | None = None
     top_k: int | None = None
@@ -69,7 +70,7 @@ class EvaluationPlan:
     def systems(self) -> Generator[System]:
         """The systems, one after the other."""
         if self.url is not None:
-            with Client(self.url, retry_seconds=_RETRY_SECONDS) as client:
+            with Client(self.url, api_key=self.api_key, retry_seconds=_RETRY_SECONDS) as client:
                 yield ServiceSystem(
                     client,
                     collection=self.collection,

@@ -1,6 +1,7 @@
 """Wiring: the parts of a running service, started and stopped in order, behind one FastAPI application."""
 
 import asyncio
+import logging
 import math
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,10 +11,14 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.middleware.cors import CORSMiddleware
 
 from service import __version__
 from service.api import collections, documents, embed, health, openai, openapi, problems, search
-from service.api.middleware import RequestMiddleware
+from service.api.access import AccessMiddleware
+from service.api.bodies import TIMEOUT_HEADER
+from service.api.keys import Keyring
+from service.api.middleware import REQUEST_ID_HEADER, RequestMiddleware
 from service.api.services import CollectionGate, Services
 from service.batching.batcher import Batcher
 from service.encoders.base import AsyncEncoder
@@ -29,6 +34,7 @@ from service.store.base import Store
 from service.store.metered import metered
 from service.tracing import Tracing
 
+logger = logging.getLogger("eoseek.app")
 _DESCRIPTION = """Dense retrieval with decoder LLMs pooled at their closing [EOS] token.
 
 Errors are RFC 9457 problem documents with a stable `code`. Send `X-Request-Id` to find a request in the log, and
@@ -82,7 +88,16 @@ def create_app(
     app.include_router(documents.stream_router)
     app.include_router(documents.router)
     problems.install(app)
+    app.add_middleware(AccessMiddleware, settings=settings.api, keyring=Keyring(settings.api.keys))
     app.add_middleware(RequestMiddleware, metrics=metrics, tracing=tracing)
+    if settings.api.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.api.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", REQUEST_ID_HEADER, TIMEOUT_HEADER],
+            expose_headers=[REQUEST_ID_HEADER, "Retry-After", "WWW-Authenticate"],
+        )
     openapi.complete(app, settings.api)
     return app
 
@@ -213,6 +228,12 @@ async def _start_both(stack: AsyncExitStack, encoder: AsyncEncoder, store: Store
 
 
 def _load(settings: EncoderSettings) -> Checkpoint:
+    if settings.trust_remote_code:
+        logger.warning(
+            "EOSEEK_ENCODER__TRUST_REMOTE_CODE is on: whatever code the checkpoint %s brings along runs here, with all "
+            "that this process may do",
+            settings.checkpoint,
+        )
     return load_checkpoint(
         settings.checkpoint, max_length=settings.max_length, trust_remote_code=settings.trust_remote_code
     )

@@ -83,6 +83,30 @@ class BodyTooLargeError(EoseekError):
     title = "Body too large"
 
 
+class AccessError(EoseekError):
+    """Base of the refusals that another key may heal; `challenge` says in `WWW-Authenticate` what is missing."""
+
+    def __init__(self, detail: str, *, challenge: str = "") -> None:
+        super().__init__(detail)
+        self.challenge = ", ".join(filter(None, ('Bearer realm="eoseek"', challenge)))
+
+
+class UnauthorizedError(AccessError):
+    """No key, or one that is not known."""
+
+    code = "unauthorized"
+    status = 401
+    title = "A key is needed"
+
+
+class ForbiddenError(AccessError):
+    """A known caller who may not do this."""
+
+    code = "forbidden"
+    status = 403
+    title = "Not allowed"
+
+
 class NotFoundError(EoseekError):
     """An unknown collection or document."""
 
@@ -105,6 +129,14 @@ class OverloadedError(EoseekError):
     code = "overloaded"
     status = 429
     title = "Overloaded"
+
+
+class RateLimitedError(EoseekError):
+    """A key's own rate is spent; `retry_after_seconds` says when it is not."""
+
+    code = "rate_limited"
+    status = 429
+    title = "Too many requests with this key"
 
 
 class NotReadyError(EoseekError):

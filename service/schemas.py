@@ -311,6 +311,8 @@ class Limits(BaseModel):
     max_documents: int
     max_text_chars: int
     max_top_k: int
+    max_results: int
+    max_metadata_bytes: int
     request_timeout_seconds: float
 
 

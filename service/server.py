@@ -6,6 +6,7 @@ ours too: uvicorn would raise them again before the parts are stopped.
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import signal
 import socket
@@ -125,7 +126,7 @@ def serve(
     )
     try:
         with (
-            _bind(settings.host, settings.port) as listener,
+            _bind(settings) as listener,
             asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
         ):
             server = _Server(
@@ -139,10 +140,12 @@ def serve(
         return 2
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(settings: ApiSettings) -> socket.socket:
     """A bound socket that does not listen yet: clients are refused, not kept waiting, until all parts are ready."""
+    host, port = settings.host, settings.port
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        _check_reach(str(address[0]), settings)
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
         raise _unusable(host, port, error) from error
@@ -154,6 +157,19 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise _unusable(host, port, error) from error
     return listener
+
+
+def _check_reach(address: str, settings: ApiSettings) -> None:
+    """Refuse to let the network in without a key, unless told to in so many words."""
+    if settings.keys or ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        return
+    if not settings.open_to_network_without_keys:
+        raise ConfigurationError(
+            f"EOSEEK_API__HOST={settings.host} is reached from the network and there is no key: set EOSEEK_API__KEYS "
+            "or EOSEEK_API__KEYS_FILE, listen on 127.0.0.1, or, where something else decides who gets through, set "
+            "EOSEEK_API__OPEN_TO_NETWORK_WITHOUT_KEYS=true"
+        )
+    log.warning("no key is set: whoever reaches %s may read, write and delete everything", settings.host)
 
 
 def _unusable(host: str, port: int, error: OSError) -> ConfigurationError:

@@ -3,14 +3,45 @@
 Groups nest by `__`: `EOSEEK_STORE__KIND=qdrant`. A room is handed its group and never reads the environment.
 """
 
+import hashlib
+import json
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.logs import LogFormat
 from service.paths import cache_dir
+
+MIN_KEY_CHARS = 32
+Role = Literal["read", "write", "admin"]
+_KEY = re.compile(rf"[A-Za-z0-9._~+/=-]{{{MIN_KEY_CHARS},512}}")
+
+
+def _json_list(value: Any) -> Any:
+    """A list as JSON, the one spelling of lists in the environment; empty means none. Errors do not show the value."""
+    if not isinstance(value, str):
+        return value
+    try:
+        listed = json.loads(value) if value.strip() else []
+    except ValueError as error:
+        raise ValueError(f"is not JSON ({error}); write a list, as in [...]") from None
+    if not isinstance(listed, list):
+        raise ValueError("is JSON but no list; write [...]")
+    return tuple(listed)
+
+
+def _digest(key: Any) -> bytes:
+    if isinstance(key, bytes):  # pydantic-settings dumps a group that it is given, and reads it again
+        return key
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
+        raise ValueError(
+            f"a key has {MIN_KEY_CHARS} to 512 letters, digits or `-._~+/=`; make one with "
+            "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+        )
+    return hashlib.sha256(key.encode()).digest()
 
 
 class Group(BaseModel):
@@ -19,11 +50,38 @@ class Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ApiKey(Group):
+    """Who may call. Of the key its sha256 is kept, which is enough for one that nobody can guess."""
+
+    role: Role
+    key: Annotated[bytes, BeforeValidator(_digest)] = Field(repr=False)
+    collections: frozenset[str] | None = None  # None: all of them
+    requests_per_second: float | None = Field(None, gt=0)
+
+
 class ApiSettings(Group):
     """The HTTP interface."""
 
-    host: str = Field("127.0.0.1", description="Address to bind. Loopback unless told otherwise.")
+    host: str = Field(
+        "127.0.0.1", description="Address to bind. Others than loopback want a key, or `OPEN_TO_NETWORK_WITHOUT_KEYS`."
+    )
     port: int = Field(8080, ge=0, le=65535, description="Port to bind; 0 takes a free one.")
+    keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_json_list)] = Field(
+        (),
+        repr=False,
+        description='Who may call, as JSON: `[{"role": "read", "key": "..."}]`; see [Keys](#keys). None: everybody.',
+    )
+    keys_file: Path | None = Field(None, description="File that holds the same JSON, instead of the variable.")
+    open_operations: bool = Field(
+        True, description="Answer `/health/*` and `/metrics` without a key; false asks for one of any role."
+    )
+    open_to_network_without_keys: bool = Field(
+        False, description="Listen beyond loopback though no key is set: whoever reaches the port may do everything."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_json_list)] = Field(
+        (),
+        description='Origins whose pages may call, as JSON: `["https://example.org"]`; `["*"]`: any. None by default.',
+    )
     max_body_bytes: int = Field(
         64 * 2**20, gt=0, description="Largest JSON body, bytes. Too small refuses bulk loads; too large costs memory."
     )
@@ -39,10 +97,38 @@ class ApiSettings(Group):
     max_top_k: int = Field(
         1000, gt=0, description="Largest `top_k` plus `offset`; also the largest batch of ids in one call."
     )
+    max_results: int = Field(
+        100_000, gt=0, description="Most results in one `/search`: queries times `top_k` plus `offset`; bounds memory."
+    )
+    max_metadata_bytes: int = Field(
+        2**16, gt=0, description="Largest metadata of a document, bytes of JSON; each filter reads all of it."
+    )
     request_timeout_seconds: float = Field(
         120.0, gt=0, description="Deadline of a request, seconds; work that nobody waits for is dropped."
     )
     drain_seconds: float = Field(20.0, ge=0, description="How long shutdown waits for admitted requests, seconds.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_keys_file(cls, values: Any) -> Any:
+        path = values.get("keys_file") if isinstance(values, dict) else None
+        keys = values.get("keys") if path else None
+        if not path or (keys and isinstance(keys, tuple)):  # no file, or read already
+            return values
+        if keys:
+            raise ValueError("EOSEEK_API__KEYS and EOSEEK_API__KEYS_FILE are both set; leave one out")
+        try:
+            return values | {"keys": Path(path).read_text("utf-8")}
+        except (OSError, ValueError) as error:
+            raise ValueError(f"EOSEEK_API__KEYS_FILE={path} cannot be read: {error}") from error
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        if len({each.key for each in self.keys}) < len(self.keys):
+            raise ValueError("EOSEEK_API__KEYS: two entries have the same key; give each its own")
+        if self.keys_file and not self.keys:
+            raise ValueError(f"EOSEEK_API__KEYS_FILE={self.keys_file} holds no key")
+        return self
 
 
 class EncoderSettings(Group):
@@ -96,7 +182,7 @@ class StoreSettings(Group):
     url: str = Field(
         "http://127.0.0.1:6333", description="Qdrant server for kind `qdrant`; `:memory:` is the client's local mode."
     )
-    api_key: str | None = Field(None, description="Key of the Qdrant server.")
+    api_key: SecretStr | None = Field(None, description="Key of the Qdrant server.")
     grpc: bool = Field(True, description="Speak gRPC to the Qdrant server rather than HTTP.")
     grpc_port: int = Field(6334, gt=0, le=65535, description="gRPC port of the Qdrant server.")
     timeout_seconds: float = Field(30.0, gt=0, description="Limit of one call to the store, seconds.")
@@ -112,6 +198,7 @@ class Settings(BaseSettings):
         frozen=True,
         extra="forbid",
         nested_model_default_partial_update=True,
+        hide_input_in_errors=True,  # it may be a key
     )
 
     api: ApiSettings = Field(default_factory=ApiSettings)

@@ -1,5 +1,6 @@
 """What the README and the house files say, checked against the code."""
 
+import ast
 import json
 import re
 import shlex
@@ -169,6 +170,16 @@ def test_compose_and_dockerfile_set_only_variables_that_exist(name):
     assert in_image | set(COMPOSE["services"][name]["environment"]) <= known
 
 
+def test_image_and_compose_open_to_the_network_only_in_so_many_words():
+    assert "OPEN_TO_NETWORK_WITHOUT_KEYS" not in "".join(
+        re.findall(r"^ENV .*?[^\\]$", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    )
+    for service in COMPOSE["services"].values():
+        if service.get("image") == "eoseek":
+            assert service["environment"]["EOSEEK_API__OPEN_TO_NETWORK_WITHOUT_KEYS"] == "true"
+            assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+
+
 def test_compose_the_server_starts_with_its_profile_only_and_is_not_published():
     assert "profiles" not in COMPOSE["services"]["eoseek"]
     assert COMPOSE["services"]["qdrant"]["profiles"] == ["qdrant"]
@@ -205,3 +216,24 @@ def test_ci_entry_is_executable_and_is_bash():
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     subprocess.run(["bash", "-n", script], check=True)
+
+
+# what runs code while it reads data
+UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
+UNSAFE_CALLS = {"torch.load", "pd.read_pickle", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec"}
+
+
+def test_code_reads_no_pickle_and_nothing_else_that_runs_code():
+    found = []
+    for path in sorted(each for name in ("service", "training", "eoseek") for each in (ROOT / name).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = set()
+            if isinstance(node, ast.Import):
+                names = {alias.name.split(".")[0] for alias in node.names} & UNSAFE_MODULES
+            elif isinstance(node, ast.ImportFrom):
+                names = {(node.module or "").split(".")[0]} & UNSAFE_MODULES
+            elif isinstance(node, ast.Call):
+                names = {ast.unparse(node.func)} & UNSAFE_CALLS
+                names |= {"allow_pickle" for keyword in node.keywords if keyword.arg == "allow_pickle"}
+            found += [f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}: {name}" for name in names]
+    assert found == []

@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Depends, Path, Response
 
+from service.api.access import CallerDep
 from service.api.bodies import JsonRoute
 from service.api.problems import problems
 from service.api.services import ServicesDep
@@ -12,7 +13,7 @@ from service.schemas import CollectionOut, CollectionsResponse
 from service.store.base import CollectionInfo
 
 router = APIRouter(route_class=JsonRoute, prefix="/collections", tags=["collections"])
-Name = Annotated[
+_NamePath = Annotated[
     str,
     Path(
         description="1 to 64 of `A-Z a-z 0-9 _ -`, without `--`.",
@@ -24,10 +25,18 @@ Name = Annotated[
 ]
 
 
+async def _allowed(name: _NamePath, caller: CallerDep) -> str:
+    return caller.check(name)
+
+
+Name = Annotated[str, Depends(_allowed)]
+
+
 @router.get("", responses=problems(422, 500, 503))
-async def list_collections(services: ServicesDep) -> CollectionsResponse:
-    """All collections by name."""
-    return CollectionsResponse(collections=[_out(info) for info in await services.store.list_collections()])
+async def list_collections(services: ServicesDep, caller: CallerDep) -> CollectionsResponse:
+    """All collections by name that the key is for."""
+    infos = await services.store.list_collections()
+    return CollectionsResponse(collections=[_out(info) for info in infos if caller.may_use(info.name)])
 
 
 @router.put("/{name}", responses=problems(409, 422, 500, 503))

@@ -3,11 +3,12 @@
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Path, Query, Request
+from fastapi import APIRouter, Body, Depends, Path, Query, Request
 from fastapi.openapi.models import Example
 
+from service.api.access import CallerDep
 from service.api.bodies import NDJSON, JsonRoute, NdjsonRoute, stream_body
-from service.api.limits import check_chars, check_count
+from service.api.limits import check_chars, check_count, check_metadata
 from service.api.problems import problems
 from service.api.services import Services, ServicesDep
 from service.errors import InvalidInputError, NotFoundError
@@ -23,6 +24,7 @@ from service.schemas import (
     DocumentsResponse,
     FailedDocument,
 )
+from service.store.base import Document
 from service.store.filters import check_filter
 from service.store.points import check_document
 
@@ -30,6 +32,13 @@ stream_router = APIRouter(route_class=NdjsonRoute)
 router = APIRouter(route_class=JsonRoute, prefix="/documents", tags=["documents"])
 DocumentPath = Annotated[str, Path(description="May hold slashes.", examples=["heapq.merge"])]
 CollectionQuery = Annotated[CollectionName | None, Query(description="Absent: the service's default collection.")]
+
+
+async def _allowed(services: ServicesDep, caller: CallerDep, collection: CollectionQuery = None) -> str:
+    return caller.check(services.name_of(collection))
+
+
+Collection = Annotated[str, Depends(_allowed)]
 TruncateQuery = Annotated[bool, Query(description="Cut documents over the model's length.")]
 _EXAMPLES: dict[str, Example] = {
     "example": {
@@ -63,15 +72,15 @@ _NDJSON_DOCS: dict[str, Any] = {
 
 @stream_router.post("/documents", include_in_schema=False)
 async def index_stream(
-    request: Request, services: ServicesDep, collection: CollectionQuery = None, truncate: TruncateQuery = False
+    request: Request, services: ServicesDep, collection: Collection, truncate: TruncateQuery = False
 ) -> DocumentsResponse:
     """One document a line; good lines are indexed, bad lines come back with their numbers."""
-    name = await services.collection(collection)
+    name = await services.collections.check(collection)
     limits = services.settings.api
     documents = read_documents(
         stream_body(request), max_line_bytes=limits.max_body_bytes, max_text_chars=limits.max_text_chars
     )
-    return _out(await services.pipeline.ingest(name, _storable(documents), truncate=truncate))
+    return _out(await services.pipeline.ingest(name, _storable(documents, services), truncate=truncate))
 
 
 @router.post("", openapi_extra=_NDJSON_DOCS, responses=problems(400, 404, 409, 413, 415, 422, 429, 500, 503))
@@ -79,6 +88,7 @@ async def index_documents(
     request: Request,
     body: Annotated[DocumentsRequest, Body(openapi_examples=_EXAMPLES)],
     services: ServicesDep,
+    caller: CallerDep,
     collection: CollectionQuery = None,
     truncate: TruncateQuery = False,
 ) -> DocumentsResponse:
@@ -86,22 +96,22 @@ async def index_documents(
     documents = [IncomingDocument(document=each.to_document()) for each in body.documents]
     _check(body.documents, services)
     for each in documents:
-        check_document(each.document)
+        _check_storable(each.document, services)
     if collection and body.collection and collection != body.collection:
         raise InvalidInputError(
             f"collection: {body.collection!r} in the body, {collection!r} in the URL; send one of them."
         )
-    name = await services.collection(body.collection or collection)
+    name = await services.collections.check(caller.check(services.name_of(body.collection or collection)))
     truncate = body.truncate or truncate
     return _out(await services.pipeline.ingest(name, documents, truncate=truncate, deadline=request.state.deadline))
 
 
 @router.post("/delete", responses=problems(400, 404, 413, 415, 422, 500, 503))
 async def delete_documents(
-    body: Annotated[DeleteRequest, Body(openapi_examples=_DELETE_EXAMPLES)], services: ServicesDep
+    body: Annotated[DeleteRequest, Body(openapi_examples=_DELETE_EXAMPLES)], services: ServicesDep, caller: CallerDep
 ) -> DeleteResponse:
     """Delete by ids or by filter; ids that are not there are not counted."""
-    name = body.collection or services.settings.store.collection
+    name = caller.check(services.name_of(body.collection))
     if (body.ids is None) == (body.filter is None):
         raise InvalidInputError("Send either ids or filter: exactly one of them says what to delete.")
     if body.ids is not None:
@@ -115,42 +125,41 @@ async def delete_documents(
 
 
 @router.get("/{document_id:path}", responses=problems(404, 422, 500, 503))
-async def get_document(
-    document_id: DocumentPath, services: ServicesDep, collection: CollectionQuery = None
-) -> DocumentOut:
+async def get_document(document_id: DocumentPath, services: ServicesDep, collection: Collection) -> DocumentOut:
     """One document; its id may hold slashes."""
-    name = collection or services.settings.store.collection
-    document = (await services.store.get(name, [document_id]))[0]
+    document = (await services.store.get(collection, [document_id]))[0]
     if document is None:
-        raise NotFoundError(f"No document {document_id[:200]!r} in collection {name!r}.")
+        raise NotFoundError(f"No document {document_id[:200]!r} in collection {collection!r}.")
     return DocumentOut(id=document.id, title=document.title, text=document.text, metadata=dict(document.metadata))
 
 
 @router.delete("/{document_id:path}", responses=problems(404, 422, 500, 503))
-async def delete_document(
-    document_id: DocumentPath, services: ServicesDep, collection: CollectionQuery = None
-) -> DeleteResponse:
+async def delete_document(document_id: DocumentPath, services: ServicesDep, collection: Collection) -> DeleteResponse:
     """Delete one document."""
-    name = collection or services.settings.store.collection
-    if await services.store.delete(name, [document_id]) == 0:
-        raise NotFoundError(f"No document {document_id[:200]!r} in collection {name!r}.")
+    if await services.store.delete(collection, [document_id]) == 0:
+        raise NotFoundError(f"No document {document_id[:200]!r} in collection {collection!r}.")
     return DeleteResponse(deleted=1)
 
 
 async def _storable(
-    documents: AsyncIterator[IncomingDocument | Failure],
+    documents: AsyncIterator[IncomingDocument | Failure], services: Services
 ) -> AsyncIterator[IncomingDocument | Failure]:
     """`documents`; one that no store could keep fails alone, rather than the batch that it would be stored in."""
     async for each in documents:
-        yield _checked(each) if isinstance(each, IncomingDocument) else each
+        yield _checked(each, services) if isinstance(each, IncomingDocument) else each
 
 
-def _checked(incoming: IncomingDocument) -> IncomingDocument | Failure:
+def _checked(incoming: IncomingDocument, services: Services) -> IncomingDocument | Failure:
     try:
-        check_document(incoming.document)
+        _check_storable(incoming.document, services)
     except InvalidInputError as error:
         return Failure(id=incoming.document.id, line=incoming.line, code=error.code, detail=error.detail)
     return incoming
+
+
+def _check_storable(document: Document, services: Services) -> None:
+    check_document(document)
+    check_metadata(document, services.settings.api)
 
 
 def _check(documents: list[DocumentIn], services: Services) -> None:

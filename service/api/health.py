@@ -101,5 +101,7 @@ def _limits(services: Services) -> Limits:
         max_documents=limits.max_documents,
         max_text_chars=limits.max_text_chars,
         max_top_k=limits.max_top_k,
+        max_results=limits.max_results,
+        max_metadata_bytes=limits.max_metadata_bytes,
         request_timeout_seconds=limits.request_timeout_seconds,
     )

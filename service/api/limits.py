@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
+from pydantic_core import to_json
+
 from service.errors import InvalidInputError
 from service.settings import ApiSettings
+from service.store.base import Document
 
 
 def check_count(count: int, limit: int, *, field: str, setting: str) -> None:
@@ -34,12 +37,28 @@ def check_instruction(instruction: str | None, settings: ApiSettings) -> None:
     check_chars(instruction or "", settings.max_text_chars, field="instruction")
 
 
-def check_page(top_k: int, offset: int, settings: ApiSettings) -> None:
-    """Refuse to go deeper into the results than `max_top_k`."""
+def check_page(top_k: int, offset: int, settings: ApiSettings, *, num_queries: int) -> None:
+    """Refuse to go deeper into the results than `max_top_k`, or to hold more than `max_results` at once."""
     if top_k + offset > settings.max_top_k:
         raise InvalidInputError(
             f"top_k: {top_k:,} with offset {offset:,} asks for more than the first {settings.max_top_k:,} results; "
             "ask for fewer, or raise EOSEEK_API__MAX_TOP_K."
+        )
+    num_results = num_queries * (top_k + offset)
+    if num_results > settings.max_results:
+        raise InvalidInputError(
+            f"top_k: {num_queries:,} queries of {top_k + offset:,} results each may give {num_results:,}; the limit is "
+            f"{settings.max_results:,}. Send several requests, ask for fewer, or raise EOSEEK_API__MAX_RESULTS."
+        )
+
+
+def check_metadata(document: Document, settings: ApiSettings) -> None:
+    """Refuse metadata that takes more than `max_metadata_bytes` as JSON; run `check_document` before."""
+    size = len(to_json(document.metadata))
+    if size > settings.max_metadata_bytes:
+        raise InvalidInputError(
+            f"metadata of {document.id[:80]!r}: {size:,} bytes as JSON; the limit is {settings.max_metadata_bytes:,}. "
+            "Keep what filters need, or raise EOSEEK_API__MAX_METADATA_BYTES."
         )
 
 

@@ -15,7 +15,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from service.errors import EoseekError, InvalidInputError
+from service.errors import AccessError, EoseekError, InvalidInputError
 from service.wire import describe_errors
 
 logger = logging.getLogger("eoseek.api")
@@ -23,12 +23,14 @@ MEDIA_TYPE = "application/problem+json"
 _MAX_DETAIL_CHARS = 2000
 _TITLES = {
     400: "Malformed request: not JSON, not UTF-8",
+    401: "No key, or one that is not known",
+    403: "The key may not do this, or not in this collection",
     404: "Unknown collection, document or path",
     409: "The collection belongs to another checkpoint",
     413: "The body is over the limit",
     415: "Another content type or encoding is wanted",
     422: "A field is refused; `errors` lists each",
-    429: "Overloaded; try again after `Retry-After` seconds",
+    429: "Overloaded, or the key's rate is spent; try again after `Retry-After` seconds",
     500: "A fault of the service",
     501: "Not implemented yet",
     503: "Not ready, or the deadline passed; try again after `Retry-After` seconds",
@@ -41,6 +43,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     described: dict[int | str, dict[str, Any]] = {
         status: {"description": _TITLES[status], "content": {MEDIA_TYPE: {"schema": schema}}} for status in statuses
     }
+    for status in {401, 403} & set(statuses):
+        described[status]["headers"] = {"WWW-Authenticate": {"description": "RFC 6750.", "schema": {"type": "string"}}}
     for status in {429, 503} & set(statuses):
         seconds = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
         described[status]["headers"] = {"Retry-After": seconds}
@@ -63,12 +67,14 @@ def problem(
 
 
 def respond(request_id: str, error: EoseekError) -> Response:
-    """The problem document of `error`; 429 and 503 carry `Retry-After`."""
+    """The problem document of `error`; 429 and 503 carry `Retry-After`, 401 and 403 `WWW-Authenticate`."""
     response = problem(
         request_id, error.status, code=error.code, title=error.title, detail=error.detail, extra=error.extra
     )
     if error.status in (429, 503):
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds or 1)))
+    if isinstance(error, AccessError):
+        response.headers["WWW-Authenticate"] = error.challenge
     return response
 
 

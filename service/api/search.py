@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.openapi.models import Example
 
+from service.api.access import CallerDep
 from service.api.bodies import JsonRoute
 from service.api.encoding import Embedded, embed, json_response, tokenizer_for
 from service.api.limits import check_instruction, check_page, check_texts
@@ -30,16 +31,19 @@ _EXAMPLES: dict[str, Example] = {
 
 @router.post("/search", response_model=SearchResponse, responses=problems(400, 404, 409, 413, 415, 422, 429, 500, 503))
 async def search(
-    request: Request, body: Annotated[SearchRequest, Body(openapi_examples=_EXAMPLES)], services: ServicesDep
+    request: Request,
+    body: Annotated[SearchRequest, Body(openapi_examples=_EXAMPLES)],
+    services: ServicesDep,
+    caller: CallerDep,
 ) -> Response:
     """Documents by descending cosine; a list of queries gives a list of result lists."""
     started = time.monotonic()
     texts = [body.query] if isinstance(body.query, str) else body.query
     check_texts(texts, services.settings.api, field="query")
     check_instruction(body.instruction, services.settings.api)
-    check_page(body.top_k, body.offset, services.settings.api)
+    check_page(body.top_k, body.offset, services.settings.api, num_queries=len(texts))
     options = _options(body)
-    collection = await services.collection(body.collection)
+    collection = await services.collections.check(caller.check(services.name_of(body.collection)))
     tokenize = tokenizer_for(services, texts, "query", instruction=body.instruction, truncate=body.truncate)
     embedded = await embed(request, services, "query", tokenize)
     search_started = time.monotonic()

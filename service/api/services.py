@@ -79,9 +79,9 @@ class Services:
     collections: CollectionGate
     is_draining: bool = field(default=False)
 
-    async def collection(self, name: str | None) -> str:
-        """The named collection or the default one, checked as `CollectionGate.check` does."""
-        return await self.collections.check(name or self.settings.store.collection)
+    def name_of(self, collection: str | None) -> str:
+        """The name that a request gave, or that of the default collection."""
+        return collection or self.settings.store.collection
 
 
 async def services_of(request: Request) -> Services:

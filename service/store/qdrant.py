@@ -296,7 +296,7 @@ def _client(settings: StoreSettings) -> AsyncQdrantClient:
         url=settings.url,
         prefer_grpc=settings.grpc,
         grpc_port=settings.grpc_port,
-        api_key=settings.api_key,
+        api_key=settings.api_key.get_secret_value() if settings.api_key else None,
         timeout=math.ceil(settings.timeout_seconds),
         check_compatibility=False,  # it asks in a thread at construction and only warns
     )

@@ -13,6 +13,7 @@ from tests.eoseek.fake_service import FakeService
 def _own_state(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("EOSEEK_URL", raising=False)
+    monkeypatch.delenv("EOSEEK_API_KEY", raising=False)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ class FakeService:
     def __init__(self) -> None:
         self.collections: dict[str, dict[str, dict[str, Any]]] = {"default": {}}
         self.requests: list[tuple[str, str, Any]] = []
+        self.authorizations: list[str | None] = []  # of requests over a socket
         self.scripted: list[Answer | Exception] = []
         self._lock = threading.Lock()
 
@@ -105,6 +106,7 @@ def _handler(service: FakeService) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def _answer(self) -> None:
+            service.authorizations.append(self.headers.get("Authorization"))
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             status, headers, value = service.handle(self.command, self.path, body)
             data = json.dumps(value).encode()

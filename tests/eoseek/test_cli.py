@@ -200,3 +200,45 @@ def test_serve_wrong_setting_is_one_line_and_exit_code_2(eoseek, monkeypatch, na
     assert (code, out) == (2, "")
     assert place in err
     assert err.count("\n") == 1
+
+
+KEY = "key-0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "place"),
+    [
+        ("EOSEEK_API__KEYS", f'[{{"role": "reed", "key": "{KEY}"}}]', "EOSEEK_API__KEYS__0__ROLE: "),
+        ("EOSEEK_API__KEYS", f'[{{"role": "read", "key": "{KEY[:20]}"}}]', "EOSEEK_API__KEYS__0__KEY: "),
+        ("EOSEEK_API__KEYS", f'[{{"role": "read", "key": "{KEY}"}}, {{"role": "admin", "key": "{KEY}"}}]', "same key"),
+        ("EOSEEK_API__KEYS", KEY, "EOSEEK_API__KEYS: "),
+        ("EOSEEK_API__KEYS__0__KEY", KEY, "EOSEEK_API__KEYS: "),
+    ],
+)
+def test_serve_wrong_key_setting_says_what_is_wrong_and_shows_no_key(eoseek, monkeypatch, name, value, place):
+    monkeypatch.setenv(name, value)
+    code, _, err = eoseek("serve")
+    assert code == 2
+    assert place in err
+    assert KEY[:20] not in err
+    assert err.count("\n") == 1
+
+
+def test_key_by_variable_option_or_file_is_sent(eoseek, url, service, monkeypatch, tmp_path):
+    (tmp_path / "key").write_text(KEY + "\n")
+    eoseek("search", "x", "--url", url, "--api-key", KEY)
+    eoseek("search", "x", "--url", url, "--api-key", f"@{tmp_path / 'key'}")
+    monkeypatch.setenv("EOSEEK_API_KEY", KEY)
+    eoseek("search", "x", "--url", url)
+    assert service.authorizations == [f"Bearer {KEY}"] * 3
+
+
+def test_key_is_not_shown_by_help_or_errors(eoseek, url, monkeypatch, tmp_path):
+    monkeypatch.setenv("EOSEEK_API_KEY", KEY)
+    for call in (["search", "--help"], ["search", "x", "--url", url, "--collection", "none"], ["demo", "--url", url]):
+        assert KEY not in "".join(map(str, eoseek(*call)))
+    monkeypatch.setenv("EOSEEK_API_KEY", f"{KEY} {KEY}")
+    code, _, err = eoseek("search", "x", "--url", url)
+    assert (code, KEY in err) == (2, False)
+    code, _, err = eoseek("search", "x", "--api-key", f"@{tmp_path / 'none'}")
+    assert (code, "no such file" in err) == (2, True)

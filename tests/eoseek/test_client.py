@@ -21,6 +21,34 @@ def test_client_id_with_slash_and_space_is_one_path_segment(client, service):
     assert service.requests[-1][1] == "/documents/a%2Fb%20c%3F"
 
 
+KEY = "key-0123456789abcdef0123456789abcdef"
+
+
+def test_client_key_goes_with_every_call_and_nowhere_else():
+    sent = []
+
+    def answer(request):
+        sent.append(request.headers.get("authorization"))
+        return httpx.Response(401, json={"code": "unauthorized", "detail": "no"})
+
+    for key in (KEY, None):
+        with (
+            Client(transport=httpx.MockTransport(answer), api_key=key) as client,
+            pytest.raises(EoseekClientError, match="EOSEEK_API_KEY") as caught,
+        ):
+            client.info()
+        assert KEY not in f"{client!r} {caught.value}"
+    assert sent == [f"Bearer {KEY}", None]
+
+
+@pytest.mark.parametrize("key", ["a b", "é", "a\nb"])
+def test_client_key_that_cannot_stand_in_a_header_is_refused_and_not_shown(key):
+    with pytest.raises(EoseekClientError) as caught:
+        Client(api_key=key)
+    assert caught.value.code == "configuration"
+    assert key not in str(caught.value)
+
+
 def test_client_options_left_out_are_not_sent(client, service):
     service.scripted = [(200, {}, {"indexed": 0, "unchanged": 0, "failed": [], "truncated": []})]
     client.ingest(LINE)

@@ -104,6 +104,26 @@ def test_server_port_taken_is_one_line_and_code_2(capsys):
     assert "EOSEEK_API__PORT" in error
 
 
+KEYS = json.dumps([{"role": "read", "key": "0123456789abcdef" * 2}])
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_server_beyond_loopback_without_keys_is_one_line_and_code_2(capsys, host):
+    chosen = settings(host=host)
+
+    assert serve(make_app(chosen), chosen.api, log_level="warning") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for way_out in ("EOSEEK_API__KEYS", "127.0.0.1", "EOSEEK_API__OPEN_TO_NETWORK_WITHOUT_KEYS=true"):
+        assert way_out in error
+
+
+@pytest.mark.parametrize("api", [{"keys": KEYS}, {"open_to_network_without_keys": True}], ids=["keys", "told to"])
+def test_server_beyond_loopback_with_keys_or_when_told_to_answers(api, caplog):
+    assert visit(lambda http: http.get("/health/live").status_code, host="0.0.0.0", **api) == (0, 200)
+    assert ("no key is set" in caplog.text) is ("keys" not in api)
+
+
 def test_server_unknown_host_is_one_line_and_code_2(capsys):
     chosen = settings(host="256.0.0.1")
 
@@ -244,6 +264,17 @@ def test_server_checkpoint_missing_is_one_line_and_code_2(capsys, tmp_path):
     error = capsys.readouterr().err
     assert (code, error.count("\n")) == (2, 1)
     assert "none" in error
+
+
+def test_server_remote_code_that_is_trusted_is_named_loudly(caplog, tmp_path):
+    encoder = EncoderSettings(checkpoint=str(tmp_path / "own-code"), trust_remote_code=True)
+
+    run(Settings(api=ApiSettings(port=0), encoder=encoder, store=StoreSettings(kind="memory")))
+
+    (record,) = (each for each in caplog.records if each.name == "eoseek.app")
+    assert record.levelname == "WARNING"
+    assert "EOSEEK_ENCODER__TRUST_REMOTE_CODE is on" in record.getMessage()
+    assert "own-code" in record.getMessage()
 
 
 class InterruptedStore(MemoryStore):

@@ -44,7 +44,7 @@ def make_client() -> Iterator[ClientFactory]:
 def small() -> Iterator[TestClient]:
     """Low limits; for tests that leave nothing behind."""
     with client_factory() as make:
-        yield make(max_inputs=10, max_documents=20, max_text_chars=1000)
+        yield make(max_inputs=10, max_documents=20, max_text_chars=1000, max_results=5000, max_metadata_bytes=500)
 
 
 @pytest.fixture

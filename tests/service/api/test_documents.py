@@ -92,6 +92,15 @@ def test_collection_is_named_in_the_body_or_in_the_url(client):
     assert (num_documents(client, "other"), num_documents(client)) == (3, 0)
 
 
+def test_stream_document_with_too_much_metadata_fails_alone(make_client):
+    client = make_client(max_metadata_bytes=20)
+
+    report = stream(client, {"id": "a", "text": "t", "metadata": {"x": "y" * 20}}, {"id": "b", "text": "t"})
+
+    assert (report["indexed"], [each["line"] for each in report["failed"]]) == (1, [1])
+    assert "EOSEEK_API__MAX_METADATA_BYTES" in report["failed"][0]["detail"]
+
+
 def test_delete_by_id_counts_what_was_there(client):
     index(client, {"id": "a", "text": "t"}, {"id": "b", "text": "t"})
 

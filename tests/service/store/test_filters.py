@@ -4,7 +4,7 @@ import pytest
 
 from service.errors import InvalidFilterError
 from service.store.base import point_id
-from service.store.filters import MAX_DEPTH, MAX_TERMS, check_filter, matches, stored_form
+from service.store.filters import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, check_filter, matches, stored_form
 
 
 def nested_filters(depth: int) -> dict[str, Any]:
@@ -66,8 +66,10 @@ def field(**condition: Any) -> dict[str, Any]:
         ({"min_should": {"conditions": [], "min_count": 0}}, "min_should.min_count: expected an integer of at least 1"),
         ({"must": [{"should": [{"must_not": [{"x": 1}]}]}]}, "must[0].should[0].must_not[0].x: unknown here"),
         (nested_filters(MAX_DEPTH + 1), "filters nest deeper"),
-        (field(match={"any": [1] * MAX_TERMS}), "must[0].match.any: the filter has more than"),
-        (field(match={"text": "a " * MAX_TERMS}), "must[0].match.text: the filter has more than"),
+        (field(match={"any": [1] * (MAX_VALUES + 1)}), "must[0].match.any: the filter lists more than 10,000"),
+        ({"should": [{"is_empty": {"key": "a"}}] * (MAX_CONDITIONS + 1)}, "should[256]: the filter has more than 256"),
+        (field(match={"text": "a " * MAX_CONDITIONS}), "must[0].match.text: the filter has more than 256"),
+        (field(match={"text": "a." * MAX_CONDITIONS}), "must[0].match.text: the filter has more than 256"),
     ],
 )
 def test_check_filter_bad_filter_is_refused_with_its_place(filter: Any, place: str) -> None:
@@ -94,7 +96,9 @@ def test_check_filter_of_a_checked_filter_changes_nothing() -> None:
 
 def test_check_filter_largest_allowed_passes() -> None:
     check_filter(nested_filters(MAX_DEPTH))
-    check_filter(field(match={"any": [1] * (MAX_TERMS - 1)}))
+    check_filter(field(match={"any": [1] * MAX_VALUES}))
+    check_filter({"should": [{"is_empty": {"key": "a"}}] * MAX_CONDITIONS})
+    check_filter(field(match={"text": "a " * (MAX_CONDITIONS - 1)}))
 
 
 def test_stored_form_prefixes_keys_but_not_those_inside_nested() -> None:
