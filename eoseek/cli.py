@@ -258,6 +258,45 @@ def demo(
     )
 
 
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="Replaced in one step where it is there.")],
+    url: Url = _URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Save all collections of a running service's embedded store to a file."""
+    from eoseek.backup import save
+
+    with _client(url, api_key) as client:
+        manifest = save(client, file)
+    num_documents = sum(each.num_documents for each in manifest.collections)
+    _note(f"{file}: {len(manifest.collections)} collections, {num_documents:,} documents")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="A backup.")],
+    any_checkpoint: Annotated[
+        bool, typer.Option("--any-checkpoint", help="Also collections that the configured checkpoint cannot open.")
+    ] = False,
+) -> None:
+    """Make the embedded store that EOSEEK_STORE__PATH names from a backup; it must not be there yet."""
+    from eoseek.backup import restore as restore_store
+    from service.encoders.checkpoint import load_checkpoint
+
+    settings, fingerprint = _settings(), None
+    if settings.store.kind != "edge":
+        raise ConfigurationError(f"EOSEEK_STORE__KIND={settings.store.kind}: a backup is restored to kind edge only")
+    if not any_checkpoint:
+        if settings.encoder.checkpoint == "default":
+            _pull("default")
+        fingerprint = load_checkpoint(
+            settings.encoder.checkpoint, trust_remote_code=settings.encoder.trust_remote_code
+        ).fingerprint
+    for each in restore_store(_file(file), settings.store.path, fingerprint=fingerprint):
+        _note(f"collection {each.name}: {each.num_documents:,} documents")
+
+
 @model_app.command()
 def pull(name: Annotated[str, typer.Argument(help="`default`, its base, or a hub name.")] = "default") -> None:
     """Fetch a checkpoint into the cache and print its path; does nothing when it is there."""

@@ -6,7 +6,8 @@ to `retry_seconds` in all. A service that was never reached is reported at once,
 
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -215,6 +216,18 @@ class Client:
     def drop_collection(self, name: str) -> None:
         """Removes a collection with all its documents."""
         self._request("DELETE", f"/collections/{_segment(name)}")
+
+    @contextmanager
+    def backup(self) -> Iterator[Iterator[bytes]]:
+        """The blocks of a backup of all collections. Raises EoseekClientError, also where it breaks off; no retries."""
+        try:
+            with self._http.stream("GET", "/backup") as response:
+                if not response.is_success:
+                    response.read()
+                    raise _problem(response)
+                yield response.iter_bytes(2**20)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
 
     def _json(self, method: str, path: str, **arguments: Any) -> Json:
         return self._read(dict, method, path, **arguments)

@@ -81,6 +81,11 @@ class Supervised:
         """Process id of the child; None while there is none."""
         return self._child.process.pid if self._child else None
 
+    @property
+    def silent_seconds(self) -> float:
+        """For how long a call has waited in which the child answered none; 0 when there is no child."""
+        return time.monotonic() - self._child.heard if self._child else 0.0
+
     async def start(self) -> None:
         """Spawn the child and wait until its handler is built.
 
@@ -219,6 +224,7 @@ class _Child:
         self.name = name
         self.process = process
         self.pending: dict[int, asyncio.Future[list[Any]]] = {}
+        self.heard = time.monotonic()  # when it answered last, or had nothing to answer
         self._reader = reader
         self._writer = writer
 
@@ -251,6 +257,8 @@ class _Child:
         frame = pack([call_id, method, args])
         if self._writer.is_closing():
             raise self._death()
+        if not self.pending:
+            self.heard = time.monotonic()
         self.pending[call_id] = asyncio.get_running_loop().create_future()
         try:
             # not drained: the child's reader thread takes frames at once, so they wait in the child's queue
@@ -264,6 +272,7 @@ class _Child:
         try:
             while True:
                 call_id, *outcome = await self._receive()
+                self.heard = time.monotonic()
                 future = self.pending.get(call_id)
                 if future is not None and not future.done():
                     future.set_result(outcome)

@@ -32,7 +32,7 @@ _TITLES = {
     422: "A field is refused; `errors` lists each",
     429: "Overloaded, or the key's rate is spent; try again after `Retry-After` seconds",
     500: "A fault of the service",
-    501: "Not implemented yet",
+    501: "Not implemented, or not by this store",
     503: "Not ready, or the deadline passed; try again after `Retry-After` seconds",
 }
 

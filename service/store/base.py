@@ -10,6 +10,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,6 +81,14 @@ class SearchOptions:
     score_threshold: float | None = None
     with_text: bool = True
     exact: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A directory with a subdirectory for each physical name, and what they are."""
+
+    directory: Path
+    collections: list[CollectionInfo]
 
 
 class Store(Protocol):
@@ -158,6 +167,14 @@ class Store(Protocol):
 
     async def search_batch(self, collection: str, embeddings: Embedding, options: SearchOptions) -> list[list[Hit]]:
         """`search` for each row of `embeddings`, shape (num_queries, dimension)."""
+        ...
+
+    async def snapshot(self) -> Snapshot:
+        """A copy of all collections on disk, each as of one moment; the caller discards it.
+
+        Raises:
+            NotImplementedHereError: only the embedded store has files of its own to copy; the detail says what to do.
+        """
         ...
 
     async def scroll(

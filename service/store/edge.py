@@ -2,11 +2,14 @@
 
 This side checks input, so that nothing reaches a shard that it would keep half of, and merges upserts that wait for
 the same collection into one call with one flush (group commit). A call whose child died is made once more after the
-restart.
+restart. A child that a call keeps from answering for as long as a call may take is restarted.
 """
 
 import asyncio
 import contextlib
+import logging
+import shutil
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -15,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from service.errors import NotFoundError, StoreError
-from service.store.base import CollectionInfo, Document, Embedding, Filter, Hit, Point, SearchOptions
+from service.errors import DeadlineExceededError, NotFoundError, StoreError
+from service.store.backup import copy_directory
+from service.store.base import CollectionInfo, Document, Embedding, Filter, Hit, Point, SearchOptions, Snapshot
 from service.store.filters import stored_form
 from service.store.points import (
     check_cursor,
@@ -30,8 +34,11 @@ from service.store.points import (
 )
 from service.supervised import ChildDiedError, Supervised
 
+log = logging.getLogger(__name__)
+
 _START_SECONDS = 120.0  # opening replays the log of every shard
 _MAX_MERGED_POINTS = 2048  # a merged upsert delays searches by some 60 ms
+_STUCK = 0.9  # part of a call's time that the child must have been silent for to be taken for stuck, not for busy
 _DOCUMENT_FIELDS = ["id", "title", "text", "metadata"]
 
 
@@ -57,6 +64,11 @@ class EdgeStore:
             failure=StoreError,
             on_event=on_event,
         )
+        self._path = path
+        self._snapshots = path / "snapshots"
+        self._copying = asyncio.Lock()
+        self._may_write = asyncio.Event()
+        self._may_write.set()
         self._dimensions: dict[str, int] = {}
         self._creating = asyncio.Lock()
         self._waiting: defaultdict[str, list[_Upsert]] = defaultdict(list)
@@ -75,6 +87,7 @@ class EdgeStore:
     async def start(self) -> None:
         """See `Store`."""
         await self._child.start()
+        await asyncio.to_thread(shutil.rmtree, self._snapshots, ignore_errors=True)  # a crash left them
         for info in await self.list_collections():
             self._dimensions[info.name] = info.dimension
 
@@ -90,7 +103,7 @@ class EdgeStore:
         async with self._creating:
             if check_name(name) in self._dimensions:
                 return check_fingerprint(await self.describe_collection(name), fingerprint, dimension)
-            info = CollectionInfo(**await self._call("create", name, fingerprint, dimension))
+            info = CollectionInfo(**await self._write("create", name, fingerprint, dimension))
             self._dimensions[name] = dimension
             return info
 
@@ -111,8 +124,21 @@ class EdgeStore:
         async with self._creating:
             self._dimension(name)
             with contextlib.suppress(NotFoundError):  # gone already if the child died after it
-                await self._call("drop", name)
+                await self._write("drop", name)
             del self._dimensions[name]
+
+    async def snapshot(self) -> Snapshot:
+        """See `Store`. Searches go on meanwhile; writes wait while a collection is copied."""
+        directory = self._snapshots / uuid.uuid4().hex
+        infos = []
+        try:
+            for name in await self._call("names"):
+                with contextlib.suppress(NotFoundError):  # dropped since
+                    infos.append(await self._copy(name, directory))
+        except BaseException:
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+            raise
+        return Snapshot(directory=directory, collections=infos)
 
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
         """See `Store`. A caller that is cancelled does not undo its upsert."""
@@ -134,12 +160,12 @@ class EdgeStore:
 
     async def delete(self, collection: str, document_ids: Sequence[str]) -> int:
         """See `Store`. The number may be too small if the child died meanwhile."""
-        num_deleted: int = await self._call("delete", collection, list(document_ids))
+        num_deleted: int = await self._write("delete", collection, list(document_ids))
         return num_deleted
 
     async def delete_matching(self, collection: str, filter: Filter) -> int:
         """See `Store`. The number may be too small if the child died meanwhile."""
-        num_deleted: int = await self._call("delete_matching", collection, stored_form(filter))
+        num_deleted: int = await self._write("delete_matching", collection, stored_form(filter))
         return num_deleted
 
     async def count(self, collection: str, filter: Filter | None = None) -> int:
@@ -167,6 +193,23 @@ class EdgeStore:
         pairs = zip(payloads, embeddings, strict=True)
         return [Point(document=from_payload(payload), embedding=row) for payload, row in pairs], following
 
+    async def _copy(self, name: str, directory: Path) -> CollectionInfo:
+        async with self._copying:
+            num_restarts = self._child.num_restarts
+            self._may_write.clear()
+            try:
+                # answered after all that was sent before, so no write is under way then, and each was flushed
+                info = await self.describe_collection(name)
+                source = self._path / "collections" / info.physical_name
+                await _to_its_end(copy_directory, source, directory / info.physical_name)
+            except OSError as error:
+                raise StoreError(f"The store cannot be copied for its backup: {error.strerror}; make room.") from error
+            finally:
+                self._may_write.set()
+            if self._child.num_restarts != num_restarts or not self._child.is_ready:
+                raise StoreError("The embedded store was restarted while it was copied; ask for the backup again.")
+            return info
+
     def _dimension(self, collection: str) -> int:
         if collection not in self._dimensions:
             raise unknown_collection(collection)
@@ -191,17 +234,41 @@ class EdgeStore:
     async def _put(self, collection: str, points: Sequence[Point]) -> None:
         if points:
             payloads = [to_payload(point.document) for point in points]
-            await self._call("upsert", collection, payloads, np.stack([point.embedding for point in points]))
+            await self._write("upsert", collection, payloads, np.stack([point.embedding for point in points]))
+
+    async def _write(self, method: str, *args: Any) -> Any:
+        while not self._may_write.is_set():
+            await self._may_write.wait()
+        return await self._call(method, *args)
 
     async def _call(self, method: str, *args: Any) -> Any:
         try:
-            return await self._child.call(method, *args, timeout=self._timeout_seconds)
+            return await self._try(method, *args)
         except ChildDiedError:
             await self._child.wait_ready(self._timeout_seconds)
         try:
-            return await self._child.call(method, *args, timeout=self._timeout_seconds)
+            return await self._try(method, *args)
         except ChildDiedError as error:
             raise StoreError(f"the embedded store died twice in {method}; see its log lines") from error
+
+    async def _try(self, method: str, *args: Any) -> Any:
+        try:
+            return await self._child.call(method, *args, timeout=self._timeout_seconds)
+        except DeadlineExceededError:
+            # a call cannot be stopped otherwise, and all others wait behind it; they are made again after the restart
+            if self._child.silent_seconds > _STUCK * self._timeout_seconds:
+                log.warning("the embedded store answered nothing for %g s; it is restarted", self._timeout_seconds)
+                self._child.kill()
+            raise
+
+
+async def _to_its_end(function: Callable[..., None], *args: Any) -> None:
+    """Run in a thread, and outlast it also when cancelled."""
+    working = asyncio.create_task(asyncio.to_thread(function, *args))
+    try:
+        await asyncio.shield(working)
+    finally:
+        await asyncio.wait({working})
 
 
 def _stored(filter: Filter | None) -> Filter | None:

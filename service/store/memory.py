@@ -8,7 +8,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.store.base import CollectionInfo, Document, Embedding, Filter, Hit, Point, SearchOptions, point_id
+from service.errors import NotImplementedHereError
+from service.store.base import (
+    CollectionInfo,
+    Document,
+    Embedding,
+    Filter,
+    Hit,
+    Point,
+    SearchOptions,
+    Snapshot,
+    point_id,
+)
 from service.store.filters import matcher
 from service.store.points import (
     check_cursor,
@@ -145,6 +156,10 @@ class MemoryStore:
         is_match = matcher(options.filter or {})
         kept = [i for i, each in enumerate(documents) if is_match(each.metadata, each.id)]
         return [_best([documents[i] for i in kept], scores, options) for scores in queries @ matrix[kept].T]
+
+    async def snapshot(self) -> Snapshot:
+        """See `Store`."""
+        raise NotImplementedHereError("The store in memory has no backup: it is gone at exit, as it was asked to be.")
 
     async def scroll(
         self, collection: str, *, after: str | None = None, batch_size: int = 256, filter: Filter | None = None

@@ -18,9 +18,19 @@ from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
-from service.errors import ConfigurationError, EoseekError, StoreError
+from service.errors import ConfigurationError, EoseekError, NotImplementedHereError, StoreError
 from service.settings import StoreSettings
-from service.store.base import CollectionInfo, Document, Embedding, Filter, Hit, Point, SearchOptions, point_id
+from service.store.base import (
+    CollectionInfo,
+    Document,
+    Embedding,
+    Filter,
+    Hit,
+    Point,
+    SearchOptions,
+    Snapshot,
+    point_id,
+)
 from service.store.filters import filter_model
 from service.store.points import (
     check_cursor,
@@ -48,6 +58,7 @@ class QdrantStore:
         """Nothing is asked of the server before `start`."""
         self._settings = settings
         self._client = _client(settings)
+        self._seconds = math.ceil(settings.timeout_seconds)  # the server gives up a read by itself then
         self._known: dict[str, CollectionInfo] = {}
         self._changing = asyncio.Lock()
         self._is_ready = False
@@ -146,7 +157,7 @@ class QdrantStore:
 
     async def count(self, collection: str, filter: Filter | None = None) -> int:
         """See `Store`."""
-        result = await self._on(collection, "count", count_filter=_model(filter), exact=True)
+        result = await self._on(collection, "count", count_filter=_model(filter), exact=True, timeout=self._seconds)
         return int(result.count)
 
     async def search(self, collection: str, embedding: Embedding, options: SearchOptions) -> list[Hit]:
@@ -161,10 +172,17 @@ class QdrantStore:
             return []
         model = _model(options.filter)
         requests = [_query(row, model, options) for row in queries]
-        found = await self._on(collection, "query_batch_points", requests=requests)
+        found = await self._on(collection, "query_batch_points", requests=requests, timeout=self._seconds)
         return [
             [Hit(document=from_payload(point.payload), score=point.score) for point in each.points] for each in found
         ]
+
+    async def snapshot(self) -> Snapshot:
+        """See `Store`."""
+        raise NotImplementedHereError(
+            "A Qdrant server makes its own backups: POST /collections/{physical name}/snapshots there, or /snapshots "
+            "for all of it."
+        )
 
     async def scroll(
         self, collection: str, *, after: str | None = None, batch_size: int = 256, filter: Filter | None = None
@@ -178,6 +196,7 @@ class QdrantStore:
             offset=check_cursor(after),
             with_payload=True,
             with_vectors=True,
+            timeout=self._seconds,
         )
         points = [
             Point(document=from_payload(record.payload), embedding=np.array(record.vector, dtype=np.float32))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.errors import ConfigurationError, NotReadyError
+from service.errors import ConfigurationError, DeadlineExceededError, NotReadyError
 from service.store.base import Document, Point, SearchOptions
 from service.store.edge import EdgeStore
 from service.store.edge_shards import EdgeShards
@@ -112,6 +112,20 @@ async def test_child_that_cannot_come_back_calls_say_not_ready(tmp_path: Path) -
     with pytest.raises(NotReadyError):
         await store.count("c")
     assert not store.is_ready
+    await store.stop()
+
+
+async def test_read_that_never_ends_restarts_the_child_and_the_others_are_answered(tmp_path: Path) -> None:
+    store = await opened(tmp_path, timeout_seconds=1)
+    await store.upsert("c", [point("d")])
+    stuck = store.pid
+    assert stuck is not None
+    os.kill(stuck, signal.SIGSTOP)  # as a filter over too many documents would
+    with pytest.raises(DeadlineExceededError):
+        await store.count("c")
+    store._timeout_seconds = 20  # for the restart
+    assert await store.count("c") == 1
+    assert store.pid != stuck
     await store.stop()
 
 
