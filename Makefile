@@ -1,5 +1,5 @@
 # make serve   a ready service with the demo collection         make test    all tests
-# make check   format, lint, types, import arrows               make install the service alone, nothing started
+# make check   format, lint, types, import arrows, audit        make install the service alone, nothing started
 # make train-default   tunes the default checkpoint's adapter anew; hours, or minutes with SMOKE=1, to try the chain
 #
 # Each target does its own set-up; stamps inside the virtual environment remember what is done.
@@ -33,7 +33,7 @@ RECIPE_OPTIONS := --data-root $(RUNS)/data --set output=$(RUNS) $(if $(SMOKE), \
   --set document_length=64 --set evaluation.every_steps=2 --set evaluation.held_out_queries=1 \
   --set evaluation.corpus_size=24 --set logging_steps=1)
 
-.PHONY: help install install-dev model serve test check format training-data train-default clean
+.PHONY: help install install-dev model serve test check audit format training-data train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -77,6 +77,16 @@ check: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --no-verify --exclude-files '^training/checkpoints/' --exclude-lines SHA256
+	@$(MAKE) --no-print-directory audit
+
+# without a network there is nothing to compare with: said, and no failure. A mirror may not know every pin: counted
+AUDIT := $(VENV)/audit.log
+audit: install-dev
+	@if $(BIN)/pip-audit --no-deps --disable-pip -r constraints.txt --progress-spinner off --timeout 5 >$(AUDIT) 2>&1; \
+	then echo "pip-audit: no known vulnerability; pins unknown to this index: $$(grep -c 'could not be audited' $(AUDIT))"; \
+	elif grep -q '^Found' $(AUDIT); then cat $(AUDIT); exit 1; \
+	else echo "pip-audit: no index of advisories was reached, nothing was compared" >&2; fi
 
 format: install-dev
 	$(BIN)/ruff format .
