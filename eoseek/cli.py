@@ -270,7 +270,7 @@ def backup(
     with _client(url, api_key) as client:
         manifest = save(client, file)
     num_documents = sum(each.num_documents for each in manifest.collections)
-    _note(f"{file}: {len(manifest.collections)} collections, {num_documents:,} documents")
+    note(f"{file}: {len(manifest.collections)} collections, {num_documents:,} documents")
 
 
 @app.command()
@@ -294,7 +294,7 @@ def restore(
             settings.encoder.checkpoint, trust_remote_code=settings.encoder.trust_remote_code
         ).fingerprint
     for each in restore_store(_file(file), settings.store.path, fingerprint=fingerprint):
-        _note(f"collection {each.name}: {each.num_documents:,} documents")
+        note(f"collection {each.name}: {each.num_documents:,} documents")
 
 
 @model_app.command()

@@ -47,7 +47,7 @@ class KeptEmbeddings:
 
 def _read(path: Path) -> Embedded | None:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             return Embedded(embeddings=arrays["embeddings"], num_truncated=int(arrays["num_truncated"]))
     except (FileNotFoundError, KeyError, ValueError, zipfile.BadZipFile):
         return None
