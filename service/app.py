@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
 
 from service import __version__
-from service.api import backup, collections, documents, embed, health, openai, openapi, problems, search
+from service.api import backup, collections, documents, embed, health, openai, openapi, playground, problems, search
 from service.api.access import AccessMiddleware
 from service.api.bodies import TIMEOUT_HEADER
 from service.api.keys import Keyring
@@ -82,7 +82,7 @@ def create_app(
         strict_content_type=False,  # bodies.py checks it, and takes a missing one for JSON
     )
     app.state.settings = settings
-    for module in (embed, search, collections, openai, backup, health):
+    for module in (embed, search, collections, openai, backup, health, playground):
         app.include_router(module.router)
     # the stream first: it passes on what is not NDJSON
     app.include_router(documents.stream_router)

@@ -1,12 +1,11 @@
-"""What operators and people ask first: alive, ready, what is running, metrics, and the front page."""
+"""What operators ask first: alive, ready, what is running, and metrics."""
 
 import asyncio
 import contextlib
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Response
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from prometheus_client import exposition
 from prometheus_client.openmetrics import exposition as openmetrics
 
@@ -18,7 +17,6 @@ from service.errors import EoseekError, NotReadyError
 from service.schemas import Info, Limits, Live, Ready
 
 router = APIRouter(route_class=JsonRoute, tags=["operations"])
-_FRONT_PAGE = Path(__file__).parent.parent / "web" / "index.html"
 _COUNTING_SECONDS = 2.0  # a scraper gives up after ten
 _METRICS_TEXT: dict[int | str, dict[str, Any]] = {200: {"description": "Prometheus or OpenMetrics text"}}
 
@@ -75,12 +73,6 @@ async def metrics(services: ServicesDep, accept: Annotated[str, Header()] = "") 
         body = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
         return Response(body, media_type=openmetrics.CONTENT_TYPE_LATEST)
     return Response(exposition.generate_latest(registry), media_type=exposition.CONTENT_TYPE_LATEST)
-
-
-@router.get("/", include_in_schema=False)
-async def front_page() -> FileResponse:
-    """What this is, and where to go from here."""
-    return FileResponse(_FRONT_PAGE, media_type="text/html")
 
 
 async def _report_collections(services: Services) -> None:

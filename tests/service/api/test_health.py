@@ -80,12 +80,3 @@ def test_metrics_speak_openmetrics_when_asked(client):
     assert plain.headers["content-type"].startswith("text/plain")
     assert modern.headers["content-type"].startswith("application/openmetrics-text")
     assert modern.text.endswith("# EOF\n")
-
-
-def test_front_page_leads_on(client):
-    response = client.get("/")
-
-    assert response.headers["content-type"].startswith("text/html")
-    for path in ("/docs", "/info", "/metrics", "/health/ready"):
-        assert f'href="{path}"' in response.text
-        assert client.get(path).status_code == 200
