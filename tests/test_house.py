@@ -136,7 +136,7 @@ def test_constraints_pin_every_dependency_inside_its_range():
         if not line.startswith("#"):
             name, version = line.split("==")
             pinned[_normal(name)] = version
-    for text in [*project["dependencies"], *extras["train"], *extras["otel"], *extras["dev"]]:
+    for text in [*project["dependencies"], *extras["train"], *extras["otel"], *extras["dev"], *extras["browser"]]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pinned[_normal(requirement.name)]), text
 

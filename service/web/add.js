@@ -51,18 +51,21 @@ export class AddView {
     const hasFile = this.#file.files.length > 0;
     this.#text.disabled = byId("add-example").disabled = hasFile;
     byId("add-remove").hidden = !hasFile;
-    setFieldError(this.#text);
+    this.#showError();
   }
 
   async #run() {
-    setFieldError(this.#text);
+    this.#showError();
     const source = this.#file.files[0] ?? this.#text.value;
     const job = { total: 0, sent: 0, indexed: 0, unchanged: 0, cut: 0, failed: [], collection: context.collection };
     this.#running = new AbortController();
     byId("add-stop").hidden = false;
     try {
-      for await (const _ of readItems(textChunks(source))) job.total += 1;
-      if (job.total === 0) return this.#refuse("Nothing to add: choose a file, or paste documents.");
+      for await (const _ of readItems(textChunks(source))) {
+        this.#running.signal.throwIfAborted();
+        job.total += 1;
+      }
+      if (job.total === 0) return this.#showError("Nothing to add: choose a file, or paste documents.");
       this.#showProgress(job);
       for await (const batch of batches(readItems(textChunks(source)))) await this.#send(batch, job);
       this.#showEnd(job);
@@ -77,10 +80,14 @@ export class AddView {
     }
   }
 
-  #refuse(message) {
-    setFieldError(this.#text, message);
+  /** Says at the field in use why nothing can be added; clears that without a message. */
+  #showError(message = "") {
+    const field = this.#file.files.length ? this.#file : this.#text;
+    for (const each of [this.#file, this.#text]) setFieldError(each);
+    if (!message) return;
+    setFieldError(field, message);
     this.#report.replaceChildren();
-    this.#text.focus();
+    field.focus();
   }
 
   async #send(batch, job) {
@@ -146,7 +153,7 @@ export class AddView {
     } else if (error.code) {
       const again = button("Try again", () => this.#run());
       this.#report.replaceChildren(errorCard(error, again), el("p", {}, confirmed), failureTable(job.failed));
-    } else this.#refuse(error.message);
+    } else this.#showError(error.message);
   }
 }
 
@@ -184,6 +191,7 @@ function describe({ indexed, unchanged, cut, failed }) {
 
 function failureTable(failed) {
   if (failed.length === 0) return "";
+  failed.sort((one, other) => one.line - other.line); // within a batch the service lists them as they fail
   const row = ({ line, id, reason }) => el("tr", {}, el("td", {}, grouped(line)), el("td", {}, id ?? "—"), el("td", {}, reason));
   const more = failed.length - MAX_SHOWN_FAILURES;
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Refused documents" },

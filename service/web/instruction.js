@@ -6,6 +6,7 @@ const DEFAULT = "default";
 const NONE = "none";
 const OWN = "own";
 const NAMED = "named:";
+const HELP = "A sentence before the query that says what counts as a match. Documents need none.";
 const OWN_EXAMPLE = "Given a question, retrieve passages that answer it";
 
 export class InstructionPicker {
@@ -73,8 +74,8 @@ export class InstructionPicker {
 
   /** How a heading names the choice. */
   get label() {
-    if (this.#select.value === OWN) return "Own words";
-    return this.value ?? this.#info.default_instruction ? (this.value ?? "Default") : "No instruction";
+    if (!this.sentence) return "No instruction";
+    return this.#select.value === OWN ? "Own words" : (this.value ?? "Default");
   }
 
   /** The sentence that goes before the query. */
@@ -90,9 +91,8 @@ export class InstructionPicker {
   }
 
   #show() {
-    this.#own.hidden = this.#select.value !== OWN;
-    const isPreset = this.#select.value !== OWN;
-    this.#hint.textContent = isPreset && this.sentence ? `“${this.sentence}”` : "";
-    this.#hint.hidden = !this.#hint.textContent;
+    const isOwn = this.#select.value === OWN;
+    this.#own.hidden = !isOwn;
+    this.#hint.textContent = this.sentence && !isOwn ? `“${this.sentence}”` : HELP;
   }
 }

@@ -95,11 +95,11 @@ export class SearchView {
     if (!this.#check()) return;
     const running = (this.#running = new AbortController());
     writeAddress(this.address(), { replace: !isNew });
-    const searches = this.#pickers().map((picker) => this.#search(picker));
+    const searches = this.#pickers().map((picker) => ({ ...this.#search(picker), truncate: truncate || undefined }));
     const slow = setTimeout(() => this.#showSlow(), SLOW_AFTER_MS);
     this.#showBusy();
     try {
-      const answers = await Promise.all(searches.map((search) => this.#ask(search, truncate, running.signal)));
+      const answers = await Promise.all(searches.map((search) => this.#ask(search, running.signal)));
       if (!running.signal.aborted) this.#show(answers, searches);
     } catch (error) {
       if (!running.signal.aborted) this.#showError(error);
@@ -124,10 +124,9 @@ export class SearchView {
     };
   }
 
-  async #ask(search, truncate, signal) {
-    const body = truncate ? searchBody(search).replace(/}$/, ', "truncate": true}') : searchBody(search);
+  async #ask(search, signal) {
     const started = performance.now();
-    const answer = await call("POST", "search", { body, signal });
+    const answer = await call("POST", "search", { body: searchBody(search), signal });
     return { ...answer, roundTripMs: performance.now() - started };
   }
 

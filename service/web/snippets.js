@@ -1,11 +1,11 @@
 /** One search as a command or as a program, to be pasted elsewhere. */
 
 /** The request's body as text. The filter goes in as written: parsed and printed again, large integers would change. */
-export function searchBody({ query, instruction, topK, collection, filter }) {
-  const fields = [["query", query], ["instruction", instruction], ["top_k", topK], ["collection", collection]]
+export function searchBody({ query, instruction, topK, collection, filter, truncate }) {
+  const fields = [["query", query], ["instruction", instruction], ["top_k", topK], ["collection", collection], ["truncate", truncate]]
     .filter(([, value]) => value !== undefined)
     .map(([name, value]) => `${JSON.stringify(name)}: ${JSON.stringify(value)}`);
-  if (filter) fields.push(`"filter": ${filter.trim()}`);
+  if (filter) fields.push(`"filter": ${filter}`);
   return `{${fields.join(", ")}}`;
 }
 
@@ -15,24 +15,25 @@ export function asCurl(search, { base, hasKey }) {
   return [...lines, `-d ${shellQuote(searchBody(search))}`].join(" \\\n  ");
 }
 
-export function asPython({ query, instruction, topK, collection, filter }, { base }) {
+/** JSON's literals of texts and numbers are Python's too. */
+export function asPython({ query, instruction, topK, collection, filter, truncate }, { base }) {
   const options = [["collection", collection], ["instruction", instruction], ["top_k", topK]]
     .filter(([, value]) => value !== undefined)
     .map(([name, value]) => `${name}=${JSON.stringify(value)}`);
-  if (filter) options.push(`filter=json.loads(${pythonText(filter.trim())})`);
-  const call = ["", JSON.stringify(query), ...options].join(",\n        ").slice(1);
+  if (truncate) options.push("truncate=True");
+  if (filter) options.push(`filter=json.loads(${JSON.stringify(filter)})`);
+  const call = [JSON.stringify(query), ...options].map((each) => `        ${each},`);
   return [
     ...(filter ? ["import json", ""] : []),
     "from eoseek.client import Client",
     "",
     `with Client(${JSON.stringify(base.replace(/\/$/, ""))}) as client:`,
-    `    hits = client.search(${call},\n    )`,
+    "    hits = client.search(",
+    ...call,
+    "    )",
     "    for hit in hits:",
     '        print(f"{hit.score:.3f}", hit.id, hit.title)',
   ].join("\n");
 }
 
 const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-
-/** JSON's string literals are Python's too. */
-const pythonText = (text) => JSON.stringify(text);

@@ -531,7 +531,7 @@ def test_playground_unreadable_file_is_refused_before_anything_is_sent(visit):
     )
     visit.page.click("#add-form .primary")
 
-    visit.page.wait_for_selector("#add-text[aria-invalid]")
+    visit.page.wait_for_selector("#add-file[aria-invalid]")
     visit.says("#add-error", "a.jsonl.gz cannot be read as gzip of UTF-8 text")
 
 
