@@ -43,7 +43,8 @@ export class AddView {
 
   /** Names the checkpoint's limit. */
   offer(info) {
-    byId("add-truncate-label").textContent = `Cut texts over ${grouped(info.max_length)} tokens instead of refusing them`;
+    byId("add-truncate-label").textContent =
+      `Cut texts over ${grouped(info.max_length)} tokens instead of refusing them`;
   }
 
   /** A file is taken instead of what is pasted, and it shows. */
@@ -94,7 +95,8 @@ export class AddView {
     const query = new URLSearchParams({ collection: job.collection, truncate: byId("add-truncate").checked });
     const body = batch.map((item) => `${item.text}\n`).join("");
     const answer = await this.#patiently(() =>
-      call("POST", `documents?${query}`, { body, type: "application/x-ndjson", signal: this.#running.signal }));
+      call("POST", `documents?${query}`, { body, type: "application/x-ndjson", signal: this.#running.signal }),
+    );
     const at = (line) => batch[line - 1].line;
     job.sent += batch.length;
     job.indexed += answer.indexed;
@@ -102,7 +104,8 @@ export class AddView {
     job.cut += answer.truncated.length;
     for (const { id, line, code, detail } of answer.failed) {
       // the service counts lines within the batch, and names one in this message
-      const reason = code === "duplicate_id" ? detail.replace(/\bline (\d+)/, (_, other) => `line ${at(other)}`) : detail;
+      const reason =
+        code === "duplicate_id" ? detail.replace(/\bline (\d+)/, (_, other) => `line ${at(other)}`) : detail;
       job.failed.push({ id, line: at(line), reason });
     }
     this.#showProgress(job);
@@ -115,7 +118,8 @@ export class AddView {
         return await send();
       } catch (error) {
         if (![429, 503].includes(error.status) || wait === MAX_WAITS) throw error;
-        byId("add-note").textContent = `The service is busy (${error.title.toLowerCase()}); going on in ${count(error.retryAfter || 1, "second")}.`;
+        byId("add-note").textContent =
+          `The service is busy (${error.title.toLowerCase()}); going on in ${count(error.retryAfter || 1, "second")}.`;
         await pause(error.retryAfter || 1, this.#running.signal);
         byId("add-note").textContent = "";
       }
@@ -124,11 +128,16 @@ export class AddView {
 
   #showProgress(job) {
     if (job.sent === 0) {
-      this.#report.replaceChildren(el("div", { class: "card" },
-        el("h2", {}, `Adding to ${job.collection}`),
-        el("progress", { id: "add-progress", max: job.total, value: 0, "aria-label": "Documents sent" }),
-        el("p", { id: "add-counts" }),
-        el("p", { class: "hint", id: "add-note", role: "status" })));
+      this.#report.replaceChildren(
+        el(
+          "div",
+          { class: "card" },
+          el("h2", {}, `Adding to ${job.collection}`),
+          el("progress", { id: "add-progress", max: job.total, value: 0, "aria-label": "Documents sent" }),
+          el("p", { id: "add-counts" }),
+          el("p", { class: "hint", id: "add-note", role: "status" }),
+        ),
+      );
     }
     byId("add-progress").value = job.sent;
     byId("add-counts").textContent = `${grouped(job.sent)} of ${count(job.total, "document")}: ${describe(job)}`;
@@ -136,17 +145,38 @@ export class AddView {
 
   #showEnd(job) {
     const found = job.indexed + job.unchanged > 0;
-    this.#report.replaceChildren(el("div", { class: `card ${job.failed.length ? "partial" : "done"}`, role: "status" },
-      el("h2", {}, job.failed.length ? `${count(job.failed.length, "document")} refused` : "Done"),
-      el("p", {}, `${describe(job)} in ${job.collection}.`),
-      job.unchanged > 0 && el("p", { class: "hint" }, "Unchanged documents were there already, word for word; they cost no encoding."),
-      found && el("div", { class: "actions" },
-        el("a", { class: "button", href: `?${new URLSearchParams({ collection: job.collection })}`, "data-view": "search" }, `Search ${job.collection}`))),
-    failureTable(job.failed));
+    this.#report.replaceChildren(
+      el(
+        "div",
+        { class: `card ${job.failed.length ? "partial" : "done"}`, role: "status" },
+        el("h2", {}, job.failed.length ? `${count(job.failed.length, "document")} refused` : "Done"),
+        el("p", {}, `${describe(job)} in ${job.collection}.`),
+        job.unchanged > 0 &&
+          el("p", { class: "hint" }, "Unchanged documents were there already, word for word; they cost no encoding."),
+        found &&
+          el(
+            "div",
+            { class: "actions" },
+            el(
+              "a",
+              {
+                class: "button",
+                href: `?${new URLSearchParams({ collection: job.collection })}`,
+                "data-view": "search",
+              },
+              `Search ${job.collection}`,
+            ),
+          ),
+      ),
+      failureTable(job.failed),
+    );
   }
 
   #showBreak(error, job) {
-    const confirmed = job.sent > 0 ? `${describe(job)} so far. Documents that are in are skipped when sent again.` : "Nothing was added.";
+    const confirmed =
+      job.sent > 0
+        ? `${describe(job)} so far. Documents that are in are skipped when sent again.`
+        : "Nothing was added.";
     if (error.name === "AbortError") {
       const title = "Stopped";
       this.#report.replaceChildren(errorCard({ title, detail: confirmed, code: "" }), failureTable(job.failed));
@@ -174,10 +204,14 @@ async function* batches(items) {
 function pause(seconds, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, 1000 * seconds);
-    signal.addEventListener("abort", () => {
-      clearTimeout(timer);
-      reject(signal.reason);
-    }, { once: true });
+    signal.addEventListener(
+      "abort",
+      () => {
+        clearTimeout(timer);
+        reject(signal.reason);
+      },
+      { once: true },
+    );
   });
 }
 
@@ -192,11 +226,26 @@ function describe({ indexed, unchanged, cut, failed }) {
 function failureTable(failed) {
   if (failed.length === 0) return "";
   failed.sort((one, other) => one.line - other.line); // within a batch the service lists them as they fail
-  const row = ({ line, id, reason }) => el("tr", {}, el("td", {}, grouped(line)), el("td", {}, id ?? "—"), el("td", {}, reason));
+  const row = ({ line, id, reason }) =>
+    el("tr", {}, el("td", {}, grouped(line)), el("td", {}, id ?? "—"), el("td", {}, reason));
   const more = failed.length - MAX_SHOWN_FAILURES;
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Refused documents" },
-    el("table", {},
-      el("thead", {}, el("tr", {}, ["Line", "Id", "Why"].map((name) => el("th", { scope: "col" }, name)))),
-      el("tbody", {}, failed.slice(0, MAX_SHOWN_FAILURES).map(row))),
-    more > 0 && el("p", { class: "hint" }, `And ${grouped(more)} more.`));
+  return el(
+    "div",
+    { class: "scroll", tabindex: "0", role: "region", "aria-label": "Refused documents" },
+    el(
+      "table",
+      {},
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          ["Line", "Id", "Why"].map((name) => el("th", { scope: "col" }, name)),
+        ),
+      ),
+      el("tbody", {}, failed.slice(0, MAX_SHOWN_FAILURES).map(row)),
+    ),
+    more > 0 && el("p", { class: "hint" }, `And ${grouped(more)} more.`),
+  );
 }

@@ -10,7 +10,9 @@ export function readAddress() {
 
 /** Puts `parts` in the address; undefined ones are left out. A step back leads to the former one, unless replaced. */
 export function writeAddress(parts, { replace = false } = {}) {
-  const query = String(new URLSearchParams(NAMES.filter((name) => parts[name] !== undefined).map((name) => [name, parts[name]])));
+  const query = String(
+    new URLSearchParams(NAMES.filter((name) => parts[name] !== undefined).map((name) => [name, parts[name]])),
+  );
   const address = query ? `?${query}` : location.pathname;
   if (replace) history.replaceState(null, "", address);
   else if (`?${query}` !== (location.search || "?")) history.pushState(null, "", address);

@@ -36,7 +36,8 @@ export class ServiceError extends Error {
 const UNREACHABLE = {
   code: "unreachable",
   title: "The service does not answer",
-  detail: "It may have stopped or still be starting. Start it with `eoseek serve` and try again; your input stays here.",
+  detail:
+    "It may have stopped or still be starting. Start it with `eoseek serve` and try again; your input stays here.",
 };
 
 /**

@@ -28,9 +28,15 @@ async function load() {
     return;
   }
   isLoaded = true;
-  showNotice(context.info.is_tuned === false
-    ? el("p", { class: "notice" }, `${context.info.model} is a bare language model, not tuned for retrieval: expect poor results.`)
-    : null);
+  showNotice(
+    context.info.is_tuned === false
+      ? el(
+          "p",
+          { class: "notice" },
+          `${context.info.model} is a bare language model, not tuned for retrieval: expect poor results.`,
+        )
+      : null,
+  );
   showAbout(context.info);
   search.offer(context.info);
   add.offer(context.info);
@@ -40,7 +46,14 @@ async function load() {
 const showNotice = (node) => byId("notices").replaceChildren(node ?? "");
 
 function showAbout({ version, model, dimension, max_length: maxLength, backend, dtype, store }) {
-  const parts = [`EOSeek ${version}`, model, `${grouped(dimension)} dimensions`, `${grouped(maxLength)} tokens at most`, `${backend}, ${dtype}`, `store ${store}`];
+  const parts = [
+    `EOSeek ${version}`,
+    model,
+    `${grouped(dimension)} dimensions`,
+    `${grouped(maxLength)} tokens at most`,
+    `${backend}, ${dtype}`,
+    `store ${store}`,
+  ];
   byId("about").textContent = parts.join(" · ");
 }
 
@@ -48,7 +61,8 @@ function showAbout({ version, model, dimension, max_length: maxLength, backend, 
 function restore() {
   const address = readAddress();
   for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
-  if (address.collection !== undefined && address.collection !== context.collection) chooseCollection(address.collection);
+  if (address.collection !== undefined && address.collection !== context.collection)
+    chooseCollection(address.collection);
   const view = showView(address.view);
   if (view === "search") {
     search.restore(address);
@@ -91,11 +105,19 @@ async function watchHealth() {
     if (!isLoaded) await load();
   } catch (error) {
     isReady = false;
-    const away = Object.entries(error.parts ?? {}).filter(([, isThere]) => !isThere).map(([part]) => part);
-    showHealth(error.status ? "away" : "offline", error.status === 503 ? `Not ready${away.length ? `: ${away.join(", ")}` : ""}` : "No answer");
+    const away = Object.entries(error.parts ?? {})
+      .filter(([, isThere]) => !isThere)
+      .map(([part]) => part);
+    showHealth(
+      error.status ? "away" : "offline",
+      error.status === 503 ? `Not ready${away.length ? `: ${away.join(", ")}` : ""}` : "No answer",
+    );
   }
-  setTimeout(() => (document.hidden ? document.addEventListener("visibilitychange", watchHealth, { once: true }) : watchHealth()),
-    isReady ? HEALTH_EVERY_MS : HEALTH_EVERY_MS_WHEN_AWAY);
+  setTimeout(
+    () =>
+      document.hidden ? document.addEventListener("visibilitychange", watchHealth, { once: true }) : watchHealth(),
+    isReady ? HEALTH_EVERY_MS : HEALTH_EVERY_MS_WHEN_AWAY,
+  );
 }
 
 function showHealth(state, text) {

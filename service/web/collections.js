@@ -23,7 +23,12 @@ export class CollectionsView {
     try {
       await loadCollections();
     } catch (error) {
-      this.#list.replaceChildren(errorCard(error, button("Try again", () => this.refresh())));
+      this.#list.replaceChildren(
+        errorCard(
+          error,
+          button("Try again", () => this.refresh()),
+        ),
+      );
     }
   }
 
@@ -53,46 +58,104 @@ export class CollectionsView {
 
   #show() {
     if (context.collections.length === 0) {
-      this.#list.replaceChildren(el("div", { class: "empty" }, el("h2", {}, "No collections"), el("p", {}, "Create one above, then add documents to it.")));
+      this.#list.replaceChildren(
+        el(
+          "div",
+          { class: "empty" },
+          el("h2", {}, "No collections"),
+          el("p", {}, "Create one above, then add documents to it."),
+        ),
+      );
       return;
     }
-    this.#list.replaceChildren(el("ul", { class: "cards" }, context.collections.map((each) => this.#card(each))));
+    this.#list.replaceChildren(
+      el(
+        "ul",
+        { class: "cards" },
+        context.collections.map((each) => this.#card(each)),
+      ),
+    );
   }
 
   #card(collection) {
     const { name, documents, dimension, bytes, fingerprint } = collection;
-    const facts = [count(documents, "document"), bytes != null && size(bytes), `${grouped(dimension)} dimensions`].filter(Boolean);
+    const facts = [
+      count(documents, "document"),
+      bytes != null && size(bytes),
+      `${grouped(dimension)} dimensions`,
+    ].filter(Boolean);
     const isUsable = isOfThisCheckpoint(collection);
-    const link = (label, view) => el("a", { class: "button", href: `?${new URLSearchParams({ view, collection: name })}`, "data-view": view, "aria-label": `${label} ${name}` }, label);
-    return el("li", { class: "card" },
-      el("div", {},
+    const link = (label, view) =>
+      el(
+        "a",
+        {
+          class: "button",
+          href: `?${new URLSearchParams({ view, collection: name })}`,
+          "data-view": view,
+          "aria-label": `${label} ${name}`,
+        },
+        label,
+      );
+    return el(
+      "li",
+      { class: "card" },
+      el(
+        "div",
+        {},
         el("h2", {}, name, name === context.info.default_collection && el("span", { class: "tag" }, "default")),
         el("p", {}, facts.join(" · ")),
-        el("p", { class: "hint" }, "Checkpoint ", el("code", {}, fingerprint.slice(0, 8)), isUsable ? ", the one that runs" : ", another one than runs: it can be neither searched nor added to")),
-      el("div", { class: "actions" },
+        el(
+          "p",
+          { class: "hint" },
+          "Checkpoint ",
+          el("code", {}, fingerprint.slice(0, 8)),
+          isUsable ? ", the one that runs" : ", another one than runs: it can be neither searched nor added to",
+        ),
+      ),
+      el(
+        "div",
+        { class: "actions" },
         isUsable && link("Search", "search"),
         isUsable && link("Add to", "add"),
-        button("Drop…", () => this.#ask(collection), { class: "danger", "aria-label": `Drop ${name}` })));
+        button("Drop…", () => this.#ask(collection), { class: "danger", "aria-label": `Drop ${name}` }),
+      ),
+    );
   }
 
   #ask({ name, documents }) {
     const dialog = byId("drop-dialog");
     const failure = el("p", { class: "field-error", role: "alert" });
-    const drop = button("Drop it", async () => {
-      try {
-        await call("DELETE", collectionPath(name));
-        dialog.close();
-        await this.refresh();
-        this.#announce(`${name} dropped`);
-        this.#name.focus(); // what had the focus is gone
-      } catch (error) {
-        failure.textContent = error.detail;
-      }
-    }, { class: "danger filled" });
-    openDialog(dialog, `Drop ${name}?`,
-      el("p", {}, documents ? `${count(documents, "document")} will be gone for good, with their vectors.` : "It is empty."),
+    const drop = button(
+      "Drop it",
+      async () => {
+        try {
+          await call("DELETE", collectionPath(name));
+          dialog.close();
+          await this.refresh();
+          this.#announce(`${name} dropped`);
+          this.#name.focus(); // what had the focus is gone
+        } catch (error) {
+          failure.textContent = error.detail;
+        }
+      },
+      { class: "danger filled" },
+    );
+    openDialog(
+      dialog,
+      `Drop ${name}?`,
+      el(
+        "p",
+        {},
+        documents ? `${count(documents, "document")} will be gone for good, with their vectors.` : "It is empty.",
+      ),
       failure,
-      el("div", { class: "actions" }, button("Keep it", () => dialog.close(), { autofocus: true }), drop));
+      el(
+        "div",
+        { class: "actions" },
+        button("Keep it", () => dialog.close(), { autofocus: true }),
+        drop,
+      ),
+    );
   }
 }
 

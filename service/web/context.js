@@ -21,7 +21,8 @@ export async function loadCollections() {
   context.collections = (await call("GET", "collections")).collections;
   const filled = context.collections.filter((each) => each.documents > 0).map((each) => each.name);
   const fallback = context.info.default_collection;
-  if (!context.collection) context.collection = !filled.includes(fallback) && filled.includes("demo") ? "demo" : fallback;
+  if (!context.collection)
+    context.collection = !filled.includes(fallback) && filled.includes("demo") ? "demo" : fallback;
   announce();
 }
 

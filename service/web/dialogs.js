@@ -24,7 +24,7 @@ byId("document-dialog").addEventListener("close", () => {
 });
 
 /** A search as commands to copy. */
-export function showCode(search) {
+export function showCode(title, search) {
   const base = new URL(".", location.href).href;
   const snippets = { curl: asCurl(search, { base, hasKey: Boolean(getKey()) }), Python: asPython(search, { base }) };
   const blocks = Object.entries(snippets).map(([name, code]) => {
@@ -32,7 +32,7 @@ export function showCode(search) {
     const copy = button(`Copy ${name}`, () => copyCode(shown, copy));
     return el("section", {}, el("div", { class: "label-row" }, el("h3", {}, name), copy), shown);
   });
-  openDialog(byId("code-dialog"), "This search as code", ...blocks);
+  openDialog(byId("code-dialog"), title, ...blocks);
 }
 
 async function copyCode(shown, copy) {

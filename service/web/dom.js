@@ -45,7 +45,8 @@ export function errorCard(error, ...actions) {
   );
 }
 
-export const button = (label, onclick, attributes = {}) => el("button", { type: "button", onclick, ...attributes }, label);
+export const button = (label, onclick, attributes = {}) =>
+  el("button", { type: "button", onclick, ...attributes }, label);
 
 const number = new Intl.NumberFormat("en");
 

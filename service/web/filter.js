@@ -6,7 +6,10 @@ import { byId, button, el, setFieldError } from "./dom.js";
 const OPERATORS = {
   is: { clause: "must", build: (text) => ({ match: { value: scalar(text) } }) },
   "is not": { clause: "must_not", build: (text) => ({ match: { value: scalar(text) } }) },
-  "is one of": { clause: "must", build: (text) => ({ match: { any: text.split(",").map((each) => scalar(each.trim())) } }) },
+  "is one of": {
+    clause: "must",
+    build: (text) => ({ match: { any: text.split(",").map((each) => scalar(each.trim())) } }),
+  },
   "contains the words": { clause: "must", build: (text) => ({ match: { text } }) },
   "at least": { clause: "must", build: (text) => ({ range: { gte: bound(text) } }) },
   "at most": { clause: "must", build: (text) => ({ range: { lte: bound(text) } }) },
@@ -18,7 +21,7 @@ const HINTS = {
   "at most": "A number, or a date such as 2024-05-01.",
   "is present": "Needs no value.",
 };
-const VALUE_HINT = "42 and true are taken for a number and a truth value; write \"42\" for the text.";
+const VALUE_HINT = '42 and true are taken for a number and a truth value; write "42" for the text.';
 
 /** 42 as a number, true as a truth value, all else as text; quotes make text of anything. */
 function scalar(text) {
@@ -144,7 +147,8 @@ export class FilterEditor {
   #showConditions() {
     const filter = this.#parsed() ?? {};
     const chips = Object.entries(filter).flatMap(([clause, conditions]) =>
-      [conditions].flat().map((condition, index) => this.#chip(clause, condition, index)));
+      [conditions].flat().map((condition, index) => this.#chip(clause, condition, index)),
+    );
     byId("filter-chips").replaceChildren(...chips);
     byId("filter-count").hidden = !this.value;
     byId("filter-count").textContent = chips.length || "";
@@ -164,7 +168,10 @@ function describe(condition) {
   if (match && "value" in match) return `${key} is ${JSON.stringify(match.value)}`;
   if (match?.any) return `${key} is one of ${JSON.stringify(match.any).slice(1, -1)}`;
   if (match?.text) return `${key} contains ${match.text}`;
-  if (range) return `${key} ${Object.entries(range).map(([name, value]) => `${{ gte: "≥", lte: "≤", gt: ">", lt: "<" }[name] ?? name} ${value}`).join(", ")}`;
+  if (range)
+    return `${key} ${Object.entries(range)
+      .map(([name, value]) => `${{ gte: "≥", lte: "≤", gt: ">", lt: "<" }[name] ?? name} ${value}`)
+      .join(", ")}`;
   return JSON.stringify(condition);
 }
 

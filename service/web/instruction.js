@@ -19,7 +19,11 @@ export class InstructionPicker {
     const id = root.id;
     this.#hint = el("p", { class: "hint", id: `${id}-hint` });
     this.#select = el("select", { id: `${id}-select`, "aria-describedby": `${id}-hint` });
-    this.#own = el("input", { id: `${id}-own`, "aria-label": `${label}, in your own words`, "aria-describedby": `${id}-error` });
+    this.#own = el("input", {
+      id: `${id}-own`,
+      "aria-label": `${label}, in your own words`,
+      "aria-describedby": `${id}-error`,
+    });
     this.#own.hidden = true;
     this.#select.addEventListener("change", () => {
       this.#show();

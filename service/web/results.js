@@ -22,38 +22,63 @@ export function rankMoves(first, second) {
 
 /** One list. `badge(hit)` gives what stands beside the rank; `onmatch` makes metadata a filter. */
 export function resultList(hits, { onopen, onmatch, badge }) {
-  return el("ol", { class: onmatch ? "results" : "results compact" }, hits.map((hit, index) => {
-    const open = button(hit.title || hit.id, () => onopen(hit), { class: "title" });
-    return el(
-      "li",
-      { "data-id": hit.id },
-      el("div", { class: "rank" }, el("span", {}, el("span", { class: "unseen" }, "Rank "), String(index + 1)), badge?.(hit)),
-      el(
-        "div",
-        { class: "hit" },
-        el("div", { class: "hit-head" }, el("h3", {}, open), score(hit.score)),
-        hit.title && !(onmatch ? hit.title === hit.id : hit.title.includes(hit.id)) && el("p", { class: "id" }, hit.id),
-        el("p", { class: "excerpt" }, hit.text.slice(0, MAX_TEXT_CHARS)),
-        onmatch && chips(hit.metadata, onmatch),
-      ),
-    );
-  }));
+  return el(
+    "ol",
+    { class: onmatch ? "results" : "results compact" },
+    hits.map((hit, index) => {
+      const open = button(hit.title || hit.id, () => onopen(hit), { class: "title" });
+      return el(
+        "li",
+        { "data-id": hit.id },
+        el(
+          "div",
+          { class: "rank" },
+          el("span", {}, el("span", { class: "unseen" }, "Rank "), String(index + 1)),
+          badge?.(hit),
+        ),
+        el(
+          "div",
+          { class: "hit" },
+          el("div", { class: "hit-head" }, el("h3", {}, open), score(hit.score)),
+          hit.title &&
+            !(onmatch ? hit.title === hit.id : hit.title.includes(hit.id)) &&
+            el("p", { class: "id" }, hit.id),
+          el("p", { class: "excerpt" }, hit.text.slice(0, MAX_TEXT_CHARS)),
+          onmatch && chips(hit.metadata, onmatch),
+        ),
+      );
+    }),
+  );
 }
 
 function score(value) {
   const bar = el("span", { class: "score-bar", "aria-hidden": "true" }, el("span"));
   bar.firstChild.style.width = `${100 * Math.min(1, Math.max(0, value))}%`;
-  return el("div", { class: "score" }, bar, el("span", {}, el("span", { class: "unseen" }, "Score "), value.toFixed(3)));
+  return el(
+    "div",
+    { class: "score" },
+    bar,
+    el("span", {}, el("span", { class: "unseen" }, "Score "), value.toFixed(3)),
+  );
 }
 
 function chips(metadata, onmatch) {
-  const simple = Object.entries(metadata).filter(([, value]) =>
-    typeof value === "string" || typeof value === "boolean" || Number.isSafeInteger(value));
+  const simple = Object.entries(metadata).filter(
+    ([, value]) => typeof value === "string" || typeof value === "boolean" || Number.isSafeInteger(value),
+  );
   if (simple.length === 0) return null;
-  return el("ul", { class: "chips", "aria-label": "Metadata" }, simple.slice(0, MAX_CHIPS).map(([key, value]) => {
-    const text = `${key}: ${String(value).slice(0, MAX_CHIP_CHARS)}`;
-    return el("li", {}, button(text, () => onmatch(key, value), { "aria-label": `Filter by ${text}` }));
-  }));
+  return el(
+    "ul",
+    { class: "chips", "aria-label": "Metadata" },
+    simple.slice(0, MAX_CHIPS).map(([key, value]) => {
+      const text = `${key}: ${String(value).slice(0, MAX_CHIP_CHARS)}`;
+      return el(
+        "li",
+        {},
+        button(text, () => onmatch(key, value), { "aria-label": `Filter by ${text}` }),
+      );
+    }),
+  );
 }
 
 /** Two lists side by side; lines between them join what both found. */
@@ -64,9 +89,12 @@ export function comparison([first, second], { labels, onopen }) {
     return el(
       "section",
       { class: "column", "aria-labelledby": `column-${side}` },
-      el("div", { class: "column-head" },
+      el(
+        "div",
+        { class: "column-head" },
         el("h2", { id: `column-${side}` }, el("span", { class: "letter" }, "AB"[side]), labels[side].label),
-        el("p", { class: "hint" }, labels[side].sentence ? `“${labels[side].sentence}”` : "the query as it is")),
+        el("p", { class: "hint" }, labels[side].sentence ? `“${labels[side].sentence}”` : "the query as it is"),
+      ),
       resultList(answer.results, { onopen, badge }),
     );
   });
@@ -81,13 +109,19 @@ export function comparison([first, second], { labels, onopen }) {
 }
 
 function moveBadge({ from, to }, side, labels) {
-  if (side === 0) return to === null && el("span", { class: "move out", title: `Not found with ${labels[1].label}` }, "only A");
+  if (side === 0)
+    return to === null && el("span", { class: "move out", title: `Not found with ${labels[1].label}` }, "only A");
   if (from === null) return el("span", { class: "move new", title: `Not found with ${labels[0].label}` }, "only B");
-  if (from === to) return el("span", { class: "move same" }, el("span", { "aria-hidden": "true" }, "="), unseen("same rank in both"));
+  if (from === to)
+    return el("span", { class: "move same" }, el("span", { "aria-hidden": "true" }, "="), unseen("same rank in both"));
   const [kind, arrow] = from > to ? ["up", "▲"] : ["down", "▼"];
   const steps = Math.abs(from - to);
-  return el("span", { class: `move ${kind}` },
-    el("span", { "aria-hidden": "true" }, `${arrow} ${steps}`), unseen(`${kind} ${steps}, from rank ${from}`));
+  return el(
+    "span",
+    { class: `move ${kind}` },
+    el("span", { "aria-hidden": "true" }, `${arrow} ${steps}`),
+    unseen(`${kind} ${steps}, from rank ${from}`),
+  );
 }
 
 const unseen = (text) => el("span", { class: "unseen" }, text);
@@ -97,8 +131,14 @@ export function describeMoves(first, second) {
   const moves = rankMoves(first, second);
   const shared = [...moves].filter(([, { from, to }]) => from && to);
   const movers = shared.filter(([, { from, to }]) => from !== to);
-  const parts = [`${shared.length} of ${second.length} found by both`, movers.length ? `${count(movers.length, "document")} moved` : "none of them moved"];
-  const [id, largest] = movers.reduce((best, each) => (span(each[1]) > span(best[1]) ? each : best), ["", { from: 0, to: 0 }]);
+  const parts = [
+    `${shared.length} of ${second.length} found by both`,
+    movers.length ? `${count(movers.length, "document")} moved` : "none of them moved",
+  ];
+  const [id, largest] = movers.reduce(
+    (best, each) => (span(each[1]) > span(best[1]) ? each : best),
+    ["", { from: 0, to: 0 }],
+  );
   if (id) parts.push(`the farthest: ${id}, from ${largest.from} to ${largest.to}`);
   return `${parts.join("; ")}.`;
 }
@@ -127,26 +167,40 @@ function drawLines(lines, columns, moves) {
 
 function highlight(root, target) {
   const id = target?.closest?.("[data-id]")?.dataset.id;
-  for (const node of root.querySelectorAll("[data-id]")) node.classList.toggle("marked", id !== undefined && node.dataset.id === id);
+  for (const node of root.querySelectorAll("[data-id]"))
+    node.classList.toggle("marked", id !== undefined && node.dataset.id === id);
 }
 
 /** Where an answer's time went, as a bar and in figures. */
 export function timings(tookMs, roundTripMs, heading = "Time") {
   const { total, ...stages } = tookMs;
   const parts = { ...stages, rest: Math.max(0, total - Object.values(stages).reduce((sum, each) => sum + each, 0)) };
-  const bar = el("div", { class: "stages", "aria-hidden": "true" }, Object.entries(parts).map(([stage, value]) => {
-    const segment = el("span", { class: `stage ${stage}` });
-    segment.style.flexGrow = value;
-    return segment;
-  }));
-  const rows = Object.entries(parts).map(([stage, value]) => [el("span", { class: `swatch ${stage}` }), STAGES[stage] ?? stage, value]);
+  const bar = el(
+    "div",
+    { class: "stages", "aria-hidden": "true" },
+    Object.entries(parts).map(([stage, value]) => {
+      const segment = el("span", { class: `stage ${stage}` });
+      segment.style.flexGrow = value;
+      return segment;
+    }),
+  );
+  const rows = Object.entries(parts).map(([stage, value]) => [
+    el("span", { class: `swatch ${stage}` }),
+    STAGES[stage] ?? stage,
+    value,
+  ]);
   const row = ([swatch, name, value]) => el("div", {}, el("dt", {}, swatch, name), el("dd", {}, milliseconds(value)));
   return el(
     "section",
     { class: "timings" },
     el("h2", {}, heading),
     bar,
-    el("dl", {}, rows.map(row), el("div", { class: "total" }, el("dt", {}, "In the service"), el("dd", {}, milliseconds(total))),
-      el("div", {}, el("dt", {}, "Seen from here"), el("dd", {}, milliseconds(roundTripMs)))),
+    el(
+      "dl",
+      {},
+      rows.map(row),
+      el("div", { class: "total" }, el("dt", {}, "In the service"), el("dd", {}, milliseconds(total))),
+      el("div", {}, el("dt", {}, "Seen from here"), el("dd", {}, milliseconds(roundTripMs))),
+    ),
   );
 }

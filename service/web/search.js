@@ -2,17 +2,17 @@
 
 import { writeAddress } from "./address.js";
 import { call, documentPath } from "./api.js";
-import { chooseCollection, chosenCollection, context, fillCollections, isOfThisCheckpoint, onCollections } from "./context.js";
+import { chooseCollection, chosenCollection, context, fillCollections, onCollections } from "./context.js";
 import { showCode, showDocument } from "./dialogs.js";
 import { button, byId, count, el, errorCard, grouped, milliseconds, openDialog, setFieldError } from "./dom.js";
 import { FilterEditor } from "./filter.js";
 import { InstructionPicker } from "./instruction.js";
 import { comparison, describeMoves, resultList, timings } from "./results.js";
 import { searchBody } from "./snippets.js";
+import { emptyCollection, nothingMatches, startState, unsearchable } from "./states.js";
 
 const DEFAULT_TOP_K = 10;
 const SLOW_AFTER_MS = 1500;
-const DEMO_QUERIES = ["merge two sorted lists", "parse a date", "run a command and read its output", "round half to even"];
 
 export class SearchView {
   #query = byId("query");
@@ -166,7 +166,8 @@ export class SearchView {
       this.#showIdle();
       if (!this.#hasAnswer) this.#showStart();
     });
-    const why = "Still searching. The first search after a start takes longer, and so do searches while documents are added.";
+    const why =
+      "Still searching. The first search after a start takes longer, and so do searches while documents are added.";
     byId("search-status").textContent = why;
     this.#results.prepend(el("div", { class: "notice", id: "slow" }, el("p", {}, why), cancel));
   }
@@ -183,59 +184,63 @@ export class SearchView {
     byId("search-status").textContent = `${count(results.length, "result")} in ${milliseconds(tookMs.total)}`;
     this.#filter.suggestKeysOf(answers.flatMap((answer) => answer.results));
     if (answers.every((answer) => answer.results.length === 0)) return this.#replace(this.#nothing());
-    const head = el("div", { class: "results-head" },
-      el("p", {}, el("strong", {}, count(results.length, "result")), ` from ${context.collection}`,
-        answers.length > 1 && `: ${describeMoves(results, answers[1].results)}`),
-      button("Copy as curl or Python", () => showCode(searches[0])));
-    const cut = truncated.length > 0 && el("p", { class: "notice" }, `The query was over ${grouped(context.info.max_length)} tokens and was cut.`);
+    const title = answers.length > 1 ? "Search A as code" : "This search as code";
+    const head = el(
+      "div",
+      { class: "results-head" },
+      el(
+        "p",
+        {},
+        el("strong", {}, count(results.length, "result")),
+        ` from ${context.collection}`,
+        answers.length > 1 && `: ${describeMoves(results, answers[1].results)}`,
+      ),
+      button("Copy as curl or Python", () => showCode(title, searches[0])),
+    );
+    const cut =
+      truncated.length > 0 &&
+      el("p", { class: "notice" }, `The query was over ${grouped(context.info.max_length)} tokens and was cut.`);
     this.#replace(head, cut || "", answers.length > 1 ? this.#compared(answers) : this.#listed(answers[0]));
   }
 
   #listed(answer) {
     const onmatch = (key, value) => this.#filter.addMatch(key, value);
-    return el("div", { class: "with-aside" },
+    return el(
+      "div",
+      { class: "with-aside" },
       resultList(answer.results, { onopen: (hit) => this.#open(hit), onmatch }),
-      el("aside", { "aria-label": "About this search" }, timings(answer.took_ms, answer.roundTripMs)));
+      el("aside", { "aria-label": "About this search" }, timings(answer.took_ms, answer.roundTripMs)),
+    );
   }
 
   #compared(answers) {
     const labels = this.#pickers().map(({ label, sentence }) => ({ label, sentence }));
     const times = answers.map((answer, side) => timings(answer.took_ms, answer.roundTripMs, `Time of ${"AB"[side]}`));
-    return el("div", {}, comparison(answers, { labels, onopen: (hit) => this.#open(hit) }), el("div", { class: "times" }, times));
+    return el(
+      "div",
+      {},
+      comparison(answers, { labels, onopen: (hit) => this.#open(hit) }),
+      el("div", { class: "times" }, times),
+    );
   }
 
   #nothing() {
-    if (this.#filter.value) {
-      const clear = button("Search without the filter", () => {
-        this.#filter.value = "";
-        this.run();
-      });
-      return empty("No document matches the filter", "Its conditions must hold all at once; keys and values are matched exactly.", clear);
-    }
-    return this.#emptyCollection();
-  }
-
-  #emptyCollection() {
-    const text = "Paste a few documents or choose a file; they can be searched as soon as they are in.";
-    return empty(`${context.collection} holds no documents yet`, text, el("a", { class: "button", href: "?view=add", "data-view": "add" }, "Add documents"));
+    if (!this.#filter.value) return emptyCollection(context.collection);
+    return nothingMatches(() => {
+      this.#filter.value = "";
+      this.run();
+    });
   }
 
   #showStart() {
     this.#hasAnswer = false;
     const collection = chosenCollection();
     if (!collection) return this.#replace();
-    if (!isOfThisCheckpoint(collection)) {
-      const text = `${collection.name} holds vectors of another checkpoint. Choose another collection, or index its documents again in a new one.`;
-      return this.#replace(empty("This collection cannot be searched now", text));
-    }
-    if (collection.documents === 0) return this.#replace(this.#emptyCollection());
-    const queries = collection.name === "demo" ? DEMO_QUERIES : [];
-    const examples = queries.map((query) => button(query, () => {
+    const search = (query) => {
       this.#query.value = query;
       this.run();
-    }));
-    const text = "Ask in your own words: documents are found by meaning, not by the words they share with the query.";
-    this.#replace(empty(`Search ${count(collection.documents, "document")} in ${collection.name}`, text, ...examples));
+    };
+    this.#replace(startState(collection, search));
   }
 
   #showError(error) {
@@ -248,8 +253,9 @@ export class SearchView {
     else if (error.status === 401 || error.status === 403) actions.push(button("Enter a key", enterKey));
     else if (!field) actions.push(button("Try again", () => this.run()));
     this.#hasAnswer = false;
-    this.#replace(field && actions.length === 0 ? "" : errorCard(error, ...actions));
-    if (field === this.#collection) this.#replace(empty("This collection cannot be searched", "Choose another one, or create it and add documents.", seeCollections()));
+    if (field === this.#collection) this.#replace(unsearchable());
+    else if (actions.length > 0) this.#replace(errorCard(error, ...actions));
+    else this.#replace();
     if (field) (field === this.#filter ? byId("filter-json") : field).focus();
   }
 
@@ -276,11 +282,6 @@ export class SearchView {
     }
   }
 }
-
-const seeCollections = () => el("a", { class: "button", href: "?view=collections", "data-view": "collections" }, "See the collections");
-
-const empty = (title, text, ...actions) =>
-  el("div", { class: "empty" }, el("h2", {}, title), el("p", {}, text), actions.length > 0 && el("div", { class: "actions" }, actions));
 
 function enterKey() {
   byId("settings").open = true;

@@ -2,7 +2,13 @@
 
 /** The request's body as text. The filter goes in as written: parsed and printed again, large integers would change. */
 export function searchBody({ query, instruction, topK, collection, filter, truncate }) {
-  const fields = [["query", query], ["instruction", instruction], ["top_k", topK], ["collection", collection], ["truncate", truncate]]
+  const fields = [
+    ["query", query],
+    ["instruction", instruction],
+    ["top_k", topK],
+    ["collection", collection],
+    ["truncate", truncate],
+  ]
     .filter(([, value]) => value !== undefined)
     .map(([name, value]) => `${JSON.stringify(name)}: ${JSON.stringify(value)}`);
   if (filter) fields.push(`"filter": ${filter}`);
@@ -17,7 +23,11 @@ export function asCurl(search, { base, hasKey }) {
 
 /** JSON's literals of texts and numbers are Python's too. */
 export function asPython({ query, instruction, topK, collection, filter, truncate }, { base }) {
-  const options = [["collection", collection], ["instruction", instruction], ["top_k", topK]]
+  const options = [
+    ["collection", collection],
+    ["instruction", instruction],
+    ["top_k", topK],
+  ]
     .filter(([, value]) => value !== undefined)
     .map(([name, value]) => `${name}=${JSON.stringify(value)}`);
   if (truncate) options.push("truncate=True");

@@ -29,6 +29,7 @@ from tests.service.api.parts import DIMENSION, tiny_checkpoint
 pytestmark = pytest.mark.integration
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'eoseek[browser]'")
 
+playwright.expect.set_options(timeout=30_000)  # as all else that waits here
 CHROMIUM = os.environ.get("EOSEEK_TEST_CHROMIUM") or shutil.which("chromium")
 AXE = os.environ.get("EOSEEK_TEST_AXE")
 DOCUMENTS = [
@@ -108,7 +109,6 @@ class Visit:
     def __init__(self, context, service):
         self.service = service
         self.page = context.new_page()
-        self.page.set_default_timeout(5000)
         self.console = []
         self.faults = []
         self.page.on("console", lambda message: self.console.append(message.text))
