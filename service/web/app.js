@@ -103,6 +103,7 @@ async function watchHealth() {
     await call("GET", "health/ready");
     showHealth("ready", "Ready");
     if (!isLoaded) await load();
+    isReady = isLoaded;
   } catch (error) {
     isReady = false;
     const away = Object.entries(error.parts ?? {})
