@@ -24,6 +24,7 @@ from service.settings import ApiSettings, Role
 Access = Literal["open", "operations"] | Role
 ACCESS: Mapping[tuple[str, str], Access] = {
     ("GET", "/"): "open",
+    ("GET", "/web/{file}"): "open",
     ("GET", "/docs"): "open",
     ("GET", "/docs/oauth2-redirect"): "open",
     ("GET", "/redoc"): "open",

@@ -31,13 +31,13 @@ async def page(request: Request) -> Response:
     return await _file("index.html", request)
 
 
-@router.get("/web/{name}")
-async def asset(name: str, request: Request) -> Response:
+@router.get("/web/{file}")
+async def asset(file: str, request: Request) -> Response:
     """A script, style sheet or picture of the page."""
-    return await _file(name, request)
+    return await _file(file, request)
 
 
-async def _file(name: str, request: Request) -> Response:
-    response = await _FILES.get_response(name, request.scope)
+async def _file(file: str, request: Request) -> Response:
+    response = await _FILES.get_response(file, request.scope)
     response.headers.update(_HEADERS)
     return response

@@ -66,7 +66,7 @@ def send(client, method, path, key, collection):
     body = dict(BODIES.get(path, {})) if method == "POST" else {}
     if "collection" in body:
         body["collection"] = collection
-    url = path.format_map({"document_id": "d", "name": collection})
+    url = path.format_map({"document_id": "d", "name": collection, "file": "app.js"})
     params = {"collection": collection} if "{document_id}" in path else {}
     return client.request(method, url, params=params, json=body or None, headers=bearer(key))
 
