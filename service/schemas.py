@@ -13,6 +13,9 @@ from service.store.base import Document
 
 MAX_ID_BYTES = 512
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+# pydantic keeps over a kilobyte for each error, whose number only a body's size would bound: it stops at a list's first
+_LISTED = Field(min_length=1, fail_fast=True)
+_MAX_FIELDS = 100
 
 
 def _not_blank(text: str) -> str:
@@ -67,15 +70,13 @@ Text = Annotated[str, AfterValidator(_not_blank), Field(json_schema_extra={"minL
 DocumentId = Annotated[
     str, AfterValidator(_document_id), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID_BYTES})
 ]
-Texts = Annotated[
-    Annotated[Text, Tag("one")] | Annotated[list[Text], Field(min_length=1), Tag("list")], Discriminator(_is_list)
-]
-Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Texts = Annotated[Annotated[Text, Tag("one")] | Annotated[list[Text], _LISTED, Tag("list")], Discriminator(_is_list)]
+Tokens = Annotated[list[Annotated[int, Field(ge=0)]], _LISTED]
 OpenAIInput = Annotated[
     Annotated[Text, Tag("one")]
-    | Annotated[list[Text], Field(min_length=1), Tag("list")]
+    | Annotated[list[Text], _LISTED, Tag("list")]
     | Annotated[Tokens, Tag("tokens")]
-    | Annotated[list[Tokens], Field(min_length=1), Tag("token_lists")],
+    | Annotated[list[Tokens], _LISTED, Tag("token_lists")],
     Discriminator(_openai_input),
 ]
 StorableObject = Annotated[dict[str, Any], AfterValidator(_storable)]
@@ -95,6 +96,14 @@ class Body(BaseModel):
     """A request body: strict types, unknown fields refused, finite numbers."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, value: Any) -> Any:
+        # an error for each unknown one, as for the items of a list
+        if isinstance(value, dict) and len(value) > _MAX_FIELDS:
+            raise ValueError(f"has {len(value):,} fields; the known ones are {', '.join(cls.model_fields)}")
+        return value
 
 
 class EmbedRequest(Body):
@@ -190,7 +199,7 @@ class DocumentIn(Body):
 class DocumentsRequest(Body):
     """Documents to index."""
 
-    documents: list[DocumentIn] = Field(min_length=1)
+    documents: Annotated[list[DocumentIn], _LISTED]
     collection: CollectionName | None = Field(None, description=_COLLECTION)
     truncate: bool = Field(False, description=_TRUNCATE)
 
@@ -225,7 +234,7 @@ class DocumentOut(BaseModel):
 class DeleteRequest(Body):
     """What to delete: either `ids` or `filter`."""
 
-    ids: list[DocumentId] | None = Field(None, min_length=1)
+    ids: Annotated[list[DocumentId], _LISTED] | None = None
     filter: StorableObject | None = Field(None, description="Qdrant's filter JSON.")
     collection: CollectionName | None = Field(None, description=_COLLECTION)
 

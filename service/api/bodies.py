@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 from starlette.types import Scope
 
+from service.api.limits import check_count
 from service.errors import (
     BodyTooLargeError,
     ClientGoneError,
@@ -119,7 +120,15 @@ async def _parsed(request: Request) -> Request:
         raise MalformedInputError("The body is empty; a JSON object is expected.")
     # on the loop: 64 MiB take a third of a second, but usual bodies less than a thread's hand-over
     value = parse_json(raw) if len(raw) < 2**20 else await asyncio.to_thread(parse_json, raw)
+    _check_num_documents(value, api_settings(request))
     return ParsedRequest(request, raw, value)
+
+
+def _check_num_documents(body: Any, settings: ApiSettings) -> None:
+    # counted here, before a model is built of each: 64 MiB may hold millions
+    documents = body.get("documents") if isinstance(body, dict) else None
+    if isinstance(documents, list):
+        check_count(len(documents), settings.max_documents, field="documents", setting="EOSEEK_API__MAX_DOCUMENTS")
 
 
 def _timeout_seconds(request: Request) -> float:

@@ -164,7 +164,6 @@ def _check_storable(document: Document, services: Services) -> None:
 
 def _check(documents: list[DocumentIn], services: Services) -> None:
     limits = services.settings.api
-    check_count(len(documents), limits.max_documents, field="documents", setting="EOSEEK_API__MAX_DOCUMENTS")
     first_at: dict[str, int] = {}
     for index, document in enumerate(documents):
         check_chars(document.title + document.text, limits.max_text_chars, field=f"documents[{index}].text")

@@ -93,6 +93,7 @@ REFUSED = {
     "too many characters": ("/embed", {"inputs": "x" * 1001, "kind": "query"}, "1,001 characters"),
     "too many characters, instruction": ("/search", {"query": "a", "instruction": "x" * 1001}, "1,001 characters"),
     "too many characters, document": ("/documents", docs(doc(text="x" * 1001)), "documents[0].text"),
+    "too many documents, counted first": ("/documents", docs(*range(21)), "21 items; the limit is 20"),
     "same id twice": ("/documents", docs(doc("a"), doc("b"), doc("a")), "documents[0] and documents[2]"),
     "id over 512 bytes": ("/documents", docs(doc("é" * 257)), "514 bytes"),
     "empty id": ("/documents", docs(doc("")), "documents[0].id: is empty"),
@@ -220,11 +221,46 @@ def test_field_errors_are_listed_with_location_and_message(small):
 
 
 def test_long_lists_of_field_errors_are_cut(small):
-    response = small.post("/embed", json={"inputs": [1] * 5000, "kind": "query"})
+    response = small.post("/embed", json={"kind": "query", **{f"x{number}": 1 for number in range(30)}})
 
     problem = problem_of(response, 422, "invalid_input")
     assert len(problem["errors"]) == 20
-    assert "and 4997 more" in problem["detail"]
+    assert "and 28 more" in problem["detail"]
+
+
+MANY = {
+    "/embed": ({"inputs": [1] * 20_000, "kind": "query"}, "inputs[0]: "),
+    "/search": ({"query": ["a", *[1] * 20_000]}, "query[1]: "),
+    "/documents": ({"documents": [1] * 20}, "documents[0]: "),
+    "/documents/delete": ({"ids": [1] * 20_000}, "ids[0]: "),
+    "/v1/embeddings": ({"input": [[-1] * 20_000, [-1]], "model": "m"}, "input[0][0]: "),
+}
+
+
+@pytest.mark.parametrize("path", MANY)
+def test_a_list_of_bad_items_is_refused_at_its_first(small, path):
+    # each error takes over a kilobyte, so that a body of a few MB would take gigabytes
+    body, place = MANY[path]
+
+    problem = problem_of(small.post(path, json=body), 422, "invalid_input")
+
+    assert [place.startswith(error["location"]) for error in problem["errors"]] == [True]
+    assert problem["detail"].startswith(place)
+
+
+def test_an_object_of_very_many_fields_is_refused_whole(small):
+    fields = {f"x{number}": 1 for number in range(20_000)}
+    bodies = {"/embed": fields, "/documents": docs(fields)}
+
+    for path, body in bodies.items():
+        problem = problem_of(small.post(path, json=body), 422, "invalid_input")
+        assert len(problem["errors"]) == 1
+        assert "has 20,000 fields; the known ones are " in problem["detail"]
+    line = json.dumps(fields)
+    report = small.post("/documents", content=line, headers={"content-type": "application/x-ndjson"}).json()
+    assert [failure["detail"] for failure in report["failed"]] == [
+        "body: has 20,000 fields; the known ones are id, text, title, metadata"
+    ]
 
 
 @pytest.mark.parametrize("path", ["/embed", "/search", "/documents", "/documents/delete", "/v1/embeddings"])
