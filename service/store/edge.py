@@ -69,8 +69,7 @@ class EdgeStore:
         self._copying = asyncio.Lock()
         self._may_write = asyncio.Event()
         self._may_write.set()
-        self._dimensions: dict[str, int] = {}
-        self._creating = asyncio.Lock()
+        self._dimensions: dict[str, int] = {}  # what the child told; it alone knows which collections there are
         self._waiting: defaultdict[str, list[_Upsert]] = defaultdict(list)
         self._commits: dict[str, asyncio.Task[None]] = {}
 
@@ -88,8 +87,6 @@ class EdgeStore:
         """See `Store`."""
         await self._child.start()
         await asyncio.to_thread(shutil.rmtree, self._snapshots, ignore_errors=True)  # a crash left them
-        for info in await self.list_collections():
-            self._dimensions[info.name] = info.dimension
 
     async def stop(self) -> None:
         """Wait for the upserts under way, then close."""
@@ -100,12 +97,11 @@ class EdgeStore:
 
     async def create_collection(self, name: str, *, fingerprint: str, dimension: int) -> CollectionInfo:
         """See `Store`."""
-        async with self._creating:
-            if check_name(name) in self._dimensions:
-                return check_fingerprint(await self.describe_collection(name), fingerprint, dimension)
-            info = CollectionInfo(**await self._write("create", name, fingerprint, dimension))
-            self._dimensions[name] = dimension
-            return info
+        check_name(name)
+        # asked for a known one too: a call that was given up may have had its effect in the child
+        info = CollectionInfo(**await self._write("create", name, fingerprint, dimension))
+        self._dimensions[name] = info.dimension
+        return check_fingerprint(info, fingerprint, dimension)
 
     async def list_collections(self) -> list[CollectionInfo]:
         """See `Store`."""
@@ -121,11 +117,11 @@ class EdgeStore:
 
     async def drop_collection(self, name: str) -> None:
         """See `Store`."""
-        async with self._creating:
-            self._dimension(name)
-            with contextlib.suppress(NotFoundError):  # gone already if the child died after it
-                await self._write("drop", name)
-            del self._dimensions[name]
+        if name not in await self._call("names"):
+            raise unknown_collection(name)
+        self._dimensions.pop(name, None)
+        with contextlib.suppress(NotFoundError):  # gone already if the child died after it
+            await self._write("drop", name)
 
     async def snapshot(self) -> Snapshot:
         """See `Store`. Searches go on meanwhile; writes wait while a collection is copied."""
@@ -142,7 +138,7 @@ class EdgeStore:
 
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
         """See `Store`. A caller that is cancelled does not undo its upsert."""
-        upsert = _Upsert(check_points(points, self._dimension(collection)))
+        upsert = _Upsert(check_points(points, await self._dimension(collection)))
         self._waiting[collection].append(upsert)
         if collection not in self._commits:
             self._commits[collection] = asyncio.create_task(self._commit(collection), name=f"commit {collection}")
@@ -179,7 +175,7 @@ class EdgeStore:
 
     async def search_batch(self, collection: str, embeddings: Embedding, options: SearchOptions) -> list[list[Hit]]:
         """See `Store`; all queries share one pass over the vectors."""
-        queries = check_embeddings(embeddings, self._dimension(collection))
+        queries = check_embeddings(embeddings, await self._dimension(collection))
         plain = asdict(options) | {"filter": _stored(options.filter)}
         found = await self._call("search", collection, queries, plain)
         return [[Hit(document=from_payload(payload), score=score) for payload, score in hits] for hits in found]
@@ -210,9 +206,9 @@ class EdgeStore:
                 raise StoreError("The embedded store was restarted while it was copied; ask for the backup again.")
             return info
 
-    def _dimension(self, collection: str) -> int:
+    async def _dimension(self, collection: str) -> int:
         if collection not in self._dimensions:
-            raise unknown_collection(collection)
+            self._dimensions[collection] = (await self.describe_collection(collection)).dimension
         return self._dimensions[collection]
 
     async def _commit(self, collection: str) -> None:

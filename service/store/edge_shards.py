@@ -87,12 +87,11 @@ class EdgeShards:
 
     def drop(self, name: str) -> None:
         """Remove a collection: its name first, so that a crash leaves a directory without a name."""
-        shard = self._shard(name)
+        self._shard(name)
         directory = self._directory(name)
         self._write_aliases({alias: physical for alias, physical in self._aliases.items() if alias != name})
-        shard.close()
-        del self._shards[name]
-        shutil.rmtree(directory)
+        self._shards.pop(name).close()
+        shutil.rmtree(directory, ignore_errors=True)  # leftovers are cleared at the next open or create
 
     def names(self) -> list[str]:
         """All collections, sorted."""

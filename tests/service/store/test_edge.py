@@ -24,8 +24,8 @@ def point(document_id: str, text: str = "text") -> Point:
     return Point(document=Document(id=document_id, text=text), embedding=np.array([0.6, 0.8], np.float32))
 
 
-async def opened(path: Path, **options: float) -> EdgeStore:
-    store = EdgeStore(path, **options)
+async def opened(path: Path, kind: type[EdgeStore] = EdgeStore, **options: float) -> Any:
+    store = kind(path, **options)
     await store.start()
     await store.create_collection("c", fingerprint="f" * 64, dimension=2)
     return store
@@ -126,6 +126,51 @@ async def test_read_that_never_ends_restarts_the_child_and_the_others_are_answer
     store._timeout_seconds = 20  # for the restart
     assert await store.count("c") == 1
     assert store.pid != stuck
+    await store.stop()
+
+
+class HangingStore(EdgeStore):
+    """The child stands still from the call of `hang_in` on, until `go_on`."""
+
+    hang_in = ""
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        if method == self.hang_in:
+            self.send(signal.SIGSTOP)
+        return await super()._call(method, *args)
+
+    def send(self, signal_number: int) -> None:
+        assert self.pid is not None
+        os.kill(self.pid, signal_number)
+
+    def go_on(self) -> None:
+        self.hang_in = ""
+        self.send(signal.SIGCONT)
+
+
+async def test_drop_given_up_and_done_later_the_collection_can_be_made_anew(tmp_path: Path) -> None:
+    store = await opened(tmp_path, HangingStore)
+    await store.upsert("c", [point("d")])
+    store.hang_in = "drop"
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await store.drop_collection("c")
+    store.go_on()
+    info = await store.create_collection("c", fingerprint="e" * 64, dimension=3)
+    assert (info.fingerprint, info.dimension, info.num_documents) == ("e" * 64, 3, 0)
+    await store.stop()
+
+
+async def test_create_given_up_and_done_later_the_collection_can_be_used(tmp_path: Path) -> None:
+    store = await opened(tmp_path, HangingStore)
+    store.hang_in = "create"
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await store.create_collection("late", fingerprint="f" * 64, dimension=2)
+    store.go_on()
+    await store.upsert("late", [point("d")])
+    assert await store.count("late") == 1
+    await store.drop_collection("late")
     await store.stop()
 
 
