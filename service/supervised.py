@@ -44,6 +44,7 @@ class Supervised:
         name: str,
         start_timeout_seconds: float,
         max_backoff_seconds: float = 5.0,
+        hang_seconds: float | None = None,
         failure: type[EoseekError] = NotReadyError,
         on_event: Callable[[str], None] | None = None,
     ) -> None:
@@ -55,6 +56,8 @@ class Supervised:
             name: what messages and logs call the child.
             start_timeout_seconds: limit for spawning the process and building the handler.
             max_backoff_seconds: longest pause between restarts; a child that lived longer is restarted at once.
+            hang_seconds: a child that has answered nothing for so long while calls wait is killed, and started again;
+                None leaves that to the caller.
             failure: what an exception that is no EoseekError arrives as.
             on_event: told "died", "restarted" and "restart_failed", on the event loop.
         """
@@ -62,6 +65,7 @@ class Supervised:
         self._name = name
         self._start_timeout_seconds = start_timeout_seconds
         self._max_backoff_seconds = max_backoff_seconds
+        self._hang_seconds = hang_seconds
         self._failure = failure
         self._on_event = on_event or (lambda _: None)
         self._child: _Child | None = None
@@ -80,11 +84,6 @@ class Supervised:
     def pid(self) -> int | None:
         """Process id of the child; None while there is none."""
         return self._child.process.pid if self._child else None
-
-    @property
-    def silent_seconds(self) -> float:
-        """For how long a call has waited in which the child answered none; 0 when there is no child."""
-        return time.monotonic() - self._child.heard if self._child else 0.0
 
     async def start(self) -> None:
         """Spawn the child and wait until its handler is built.
@@ -157,7 +156,7 @@ class Supervised:
 
     async def _spawn(self) -> "_Child":
         """A child whose handler is built. Raises ConfigurationError; leaves no process behind when it fails."""
-        child = await _Child.spawn(self._name)
+        child = await _Child.spawn(self._name, self._hang_seconds)
         try:
             async with asyncio.timeout(self._start_timeout_seconds):
                 status, *answer = await child.hello([*self._hello, current_format()])
@@ -220,16 +219,19 @@ class _Child:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        hang_seconds: float | None,
     ) -> None:
         self.name = name
         self.process = process
         self.pending: dict[int, asyncio.Future[list[Any]]] = {}
-        self.heard = time.monotonic()  # when it answered last, or had nothing to answer
+        self._hang_seconds = hang_seconds
+        self._num_unanswered = 0  # those that were given up included: a hung child outlasts every deadline
+        self._alarm: asyncio.TimerHandle | None = None
         self._reader = reader
         self._writer = writer
 
     @classmethod
-    async def spawn(cls, name: str) -> "_Child":
+    async def spawn(cls, name: str, hang_seconds: float | None) -> "_Child":
         ours, theirs = socket.socketpair()
         with theirs:
             reader, writer = await asyncio.open_unix_connection(sock=ours, limit=_READ_LIMIT)
@@ -244,7 +246,7 @@ class _Child:
             except BaseException:
                 writer.close()
                 raise
-        return cls(name, process, reader, writer)
+        return cls(name, process, reader, writer, hang_seconds)
 
     async def hello(self, message: list[Any]) -> list[Any]:
         """Send target, config and log format; returns the outcome of the build."""
@@ -257,12 +259,13 @@ class _Child:
         frame = pack([call_id, method, args])
         if self._writer.is_closing():
             raise self._death()
-        if not self.pending:
-            self.heard = time.monotonic()
         self.pending[call_id] = asyncio.get_running_loop().create_future()
         try:
             # not drained: the child's reader thread takes frames at once, so they wait in the child's queue
             self._writer.write(frame)
+            self._num_unanswered += 1
+            if self._alarm is None:
+                self._set_alarm()
             return await self.pending[call_id]
         finally:
             self.pending.pop(call_id, None)
@@ -272,7 +275,8 @@ class _Child:
         try:
             while True:
                 call_id, *outcome = await self._receive()
-                self.heard = time.monotonic()
+                self._num_unanswered -= 1
+                self._set_alarm()
                 future = self.pending.get(call_id)
                 if future is not None and not future.done():
                     future.set_result(outcome)
@@ -286,6 +290,8 @@ class _Child:
         for future in self.pending.values():
             if not future.done():
                 future.set_exception(self._death())
+        self._num_unanswered = 0
+        self._set_alarm()
         self._writer.close()
         try:
             async with asyncio.timeout(_EXIT_SECONDS if grace_seconds is None else grace_seconds):
@@ -301,6 +307,18 @@ class _Child:
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
+
+    def _set_alarm(self) -> None:
+        """Count the time without an answer from now on, if one is due."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._hang_seconds is not None and self._num_unanswered:
+            self._alarm = asyncio.get_running_loop().call_later(self._hang_seconds, self._kill_hung)
+
+    def _kill_hung(self) -> None:
+        log.warning("%s has answered nothing for %g s and is killed", self.name, self._hang_seconds)
+        self.kill()
 
     async def _receive(self) -> list[Any]:
         (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))

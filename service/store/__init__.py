@@ -1,14 +1,15 @@
 """The store room: where documents and their embeddings are kept; see `base` for the contract."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the embedded store's child imports this package too, and should start fast
+    from collections.abc import Callable
+
     from service.settings import StoreSettings
     from service.store.base import Store
 
 
-def open_store(settings: "StoreSettings", *, on_event: Callable[[str], None] | None = None) -> "Store":
+def open_store(settings: "StoreSettings", *, on_event: "Callable[[str], None] | None" = None) -> "Store":
     """The store that is configured, not started yet. Only its own client library is imported.
 
     Args:

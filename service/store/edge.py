@@ -2,7 +2,7 @@
 
 This side checks input, so that nothing reaches a shard that it would keep half of, and merges upserts that wait for
 the same collection into one call with one flush (group commit). A call whose child died is made once more after the
-restart. A child that a call keeps from answering for as long as a call may take is restarted.
+restart. A child that answers nothing for two minutes is restarted.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from service.errors import DeadlineExceededError, NotFoundError, StoreError
+from service.errors import EoseekError, NotFoundError, StoreError
 from service.store.backup import copy_directory
 from service.store.base import CollectionInfo, Document, Embedding, Filter, Hit, Point, SearchOptions, Snapshot
 from service.store.filters import stored_form
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 _START_SECONDS = 120.0  # opening replays the log of every shard
 _MAX_MERGED_POINTS = 2048  # a merged upsert delays searches by some 60 ms
-_STUCK = 0.9  # part of a call's time that the child must have been silent for to be taken for stuck, not for busy
 _DOCUMENT_FIELDS = ["id", "title", "text", "metadata"]
 
 
@@ -46,13 +45,19 @@ class EdgeStore:
     """See `Store`. Of two points with one id in a call, or in calls made at once, the last one wins."""
 
     def __init__(
-        self, path: Path, *, timeout_seconds: float = 30.0, on_event: Callable[[str], None] | None = None
+        self,
+        path: Path,
+        *,
+        timeout_seconds: float = 30.0,
+        hang_seconds: float = 120.0,
+        on_event: Callable[[str], None] | None = None,
     ) -> None:
         """Nothing is opened before `start`.
 
         Args:
             path: directory of the store; one process at a time.
             timeout_seconds: limit of one call, the wait for a restart included.
+            hang_seconds: a child that answers nothing for so long, and for `timeout_seconds`, is started again.
             on_event: see `Supervised`.
         """
         self._timeout_seconds = timeout_seconds
@@ -61,6 +66,7 @@ class EdgeStore:
             {"path": str(path)},
             name="embedded store",
             start_timeout_seconds=_START_SECONDS,
+            hang_seconds=max(hang_seconds, timeout_seconds),
             failure=StoreError,
             on_event=on_event,
         )
@@ -89,11 +95,17 @@ class EdgeStore:
         await asyncio.to_thread(shutil.rmtree, self._snapshots, ignore_errors=True)  # a crash left them
 
     async def stop(self) -> None:
-        """Wait for the upserts under way, then close."""
-        await asyncio.gather(*self._commits.values(), return_exceptions=True)
-        if self._child.is_ready:
-            await self._call("close")
-        await self._child.stop()
+        """Wait for the upserts under way, then close; a child that cannot is ended all the same."""
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                await asyncio.gather(*self._commits.values(), return_exceptions=True)
+                if self._child.is_ready:
+                    await self._child.call("close")
+        except (EoseekError, TimeoutError) as error:
+            why = str(error) or f"no answer within {self._timeout_seconds:g} s"
+            log.warning("the embedded store was not closed, its log is replayed at the next start: %s", why)
+        finally:
+            await self._child.stop()
 
     async def create_collection(self, name: str, *, fingerprint: str, dimension: int) -> CollectionInfo:
         """See `Store`."""
@@ -248,14 +260,7 @@ class EdgeStore:
             raise StoreError(f"the embedded store died twice in {method}; see its log lines") from error
 
     async def _try(self, method: str, *args: Any) -> Any:
-        try:
-            return await self._child.call(method, *args, timeout=self._timeout_seconds)
-        except DeadlineExceededError:
-            # a call cannot be stopped otherwise, and all others wait behind it; they are made again after the restart
-            if self._child.silent_seconds > _STUCK * self._timeout_seconds:
-                log.warning("the embedded store answered nothing for %g s; it is restarted", self._timeout_seconds)
-                self._child.kill()
-            raise
+        return await self._child.call(method, *args, timeout=self._timeout_seconds)
 
 
 async def _to_its_end(function: Callable[..., None], *args: Any) -> None:

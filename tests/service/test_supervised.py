@@ -40,13 +40,14 @@ class Events:
             pass
 
 
-def make(events=None, start_timeout_seconds=LIMIT_SECONDS, **config):
+def make(events=None, start_timeout_seconds=LIMIT_SECONDS, hang_seconds=None, **config):
     return Supervised(
         "tests.fakes:build_echo",
         config,
         name="echo",
         start_timeout_seconds=start_timeout_seconds,
         max_backoff_seconds=0.02,
+        hang_seconds=hang_seconds,
         failure=EncoderError,
         on_event=events,
     )
@@ -219,6 +220,28 @@ def test_supervised_cancelled_call_drops_the_late_answer():
             call.cancel()
             assert await child.call("echo", "next") == ["next"]
             assert call.cancelled()
+
+    run(test)
+
+
+def test_supervised_child_that_answers_nothing_is_killed_though_its_calls_were_given_up(caplog):
+    async def test():
+        events = Events()
+        async with running(events, hang_seconds=0.1) as child:
+            with pytest.raises(DeadlineExceededError):
+                await child.call("hang", timeout=0.01)
+            await events.until("restarted")
+            assert await child.call("echo", 1) == [1]
+
+    run(test)
+    assert "echo has answered nothing for 0.1 s and is killed" in caplog.text
+
+
+def test_supervised_child_that_answered_all_is_not_taken_for_hung():
+    async def test():
+        async with running(hang_seconds=60) as child:
+            await asyncio.gather(*(child.call("echo", number) for number in range(3)))
+            assert child._child._alarm is None
 
     run(test)
 

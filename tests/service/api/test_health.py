@@ -1,7 +1,15 @@
+import os
+import signal
+
+from fastapi.testclient import TestClient
+
+from service.app import create_app
+from service.encoders.worker import LocalEncoder
 from service.errors import StoreError
+from service.settings import Settings, StoreSettings
 from service.store.memory import MemoryStore
-from tests.fakes import GatedEncoder
-from tests.service.api.parts import DIMENSION, MAX_LENGTH
+from tests.fakes import FakeEncoder, GatedEncoder
+from tests.service.api.parts import DIMENSION, MAX_LENGTH, tiny_checkpoint
 
 
 def test_live_and_ready_when_all_parts_are(client):
@@ -71,6 +79,16 @@ def test_metrics_answer_while_the_store_does_not(make_client):
 
     assert response.status_code == 200
     assert 'eoseek_store_errors_total{operation="list_collections"} 1.0' in response.text
+
+
+def test_metrics_count_restarts_of_the_store(tmp_path):
+    settings = Settings(store=StoreSettings(path=tmp_path))
+    app = create_app(settings, checkpoint=tiny_checkpoint(), encoder=LocalEncoder(FakeEncoder(DIMENSION)))
+    with TestClient(app) as client:
+        os.kill(app.state.services.store.pid, signal.SIGKILL)
+        assert client.get("/collections").status_code == 200  # waits until it is back
+
+        assert 'eoseek_worker_restarts_total{child="store"} 1.0' in client.get("/metrics").text
 
 
 def test_metrics_speak_openmetrics_when_asked(client):

@@ -115,20 +115,6 @@ async def test_child_that_cannot_come_back_calls_say_not_ready(tmp_path: Path) -
     await store.stop()
 
 
-async def test_read_that_never_ends_restarts_the_child_and_the_others_are_answered(tmp_path: Path) -> None:
-    store = await opened(tmp_path, timeout_seconds=1)
-    await store.upsert("c", [point("d")])
-    stuck = store.pid
-    assert stuck is not None
-    os.kill(stuck, signal.SIGSTOP)  # as a filter over too many documents would
-    with pytest.raises(DeadlineExceededError):
-        await store.count("c")
-    store._timeout_seconds = 20  # for the restart
-    assert await store.count("c") == 1
-    assert store.pid != stuck
-    await store.stop()
-
-
 class HangingStore(EdgeStore):
     """The child stands still from the call of `hang_in` on, until `go_on`."""
 
@@ -172,6 +158,28 @@ async def test_create_given_up_and_done_later_the_collection_can_be_used(tmp_pat
     assert await store.count("late") == 1
     await store.drop_collection("late")
     await store.stop()
+
+
+async def test_hung_child_is_restarted_and_the_call_is_made_again(tmp_path: Path) -> None:
+    store = await opened(tmp_path, HangingStore)
+    assert store._child._child is not None
+    store._child._child._hang_seconds = 0.1
+    store.send(signal.SIGSTOP)
+    assert await store.count("c") == 0
+    assert store._child.num_restarts == 1
+    await store.stop()
+
+
+async def test_stop_ends_a_child_that_hangs_and_says_so_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await opened(tmp_path, HangingStore)
+    store._timeout_seconds = 0.1
+    store.send(signal.SIGSTOP)
+    await store.stop()
+    assert store.pid is None
+    (line,) = [each.getMessage() for each in caplog.records if each.name == "service.store.edge"]
+    assert "was not closed" in line
 
 
 async def test_upserts_at_once_share_commits(tmp_path: Path) -> None:
