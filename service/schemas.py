@@ -4,7 +4,6 @@ Types are strict (no `"3"` for 3) and unknown fields are refused, so that a typi
 Limits that depend on settings (`max_inputs`, `max_top_k`, ...) are checked by `service.api.limits`.
 """
 
-import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -12,7 +11,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from service.store.base import Document
 
 MAX_ID_BYTES = 512
-_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 # pydantic keeps over a kilobyte for each error, whose number only a body's size would bound: it stops at a list's first
 _LISTED = Field(min_length=1, fail_fast=True)
 _MAX_FIELDS = 100
@@ -33,21 +31,6 @@ def _document_id(document_id: str) -> str:
     if any(character < " " or character == "\x7f" for character in document_id):
         raise ValueError(f"{document_id[:80]!r} has a control character; ids stand in URLs and logs, so leave them out")
     return document_id
-
-
-def _storable(value: Any, place: str = "") -> Any:
-    """`value` if stores can keep it: integers within 64 bits, finite numbers."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _storable(item, f"{place}.{key}" if place else key)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _storable(item, f"{place}[{index}]")
-    elif isinstance(value, int) and not _INT64_MIN <= value <= _INT64_MAX:
-        raise ValueError(f"{place}: {str(value)[:40]} does not fit in 64 bits; send it as a string")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{place}: not a finite number; leave it out or send it as a string")
-    return value
 
 
 def _is_list(value: Any) -> str:
@@ -79,7 +62,6 @@ OpenAIInput = Annotated[
     | Annotated[list[Tokens], _LISTED, Tag("token_lists")],
     Discriminator(_openai_input),
 ]
-StorableObject = Annotated[dict[str, Any], AfterValidator(_storable)]
 CollectionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 Kind = Literal["query", "document"]
 EncodingFormat = Literal["float", "base64"]
@@ -140,7 +122,7 @@ class SearchRequest(Body):
     instruction: str | None = Field(None, description=_INSTRUCTION)
     top_k: int = Field(10, ge=1, description="Most results for a query.")
     collection: CollectionName | None = Field(None, description=_COLLECTION)
-    filter: StorableObject | None = Field(None, description="Qdrant's filter JSON; keys address metadata.")
+    filter: dict[str, Any] | None = Field(None, description="Qdrant's filter JSON; keys address metadata.")
     score_threshold: float | None = Field(None, description="Leave out results with a lower cosine.")
     offset: int = Field(0, ge=0, description="Results to skip.")
     with_text: bool = Field(True, description="Return titles and texts, not ids, scores and metadata only.")
@@ -183,7 +165,7 @@ class DocumentIn(Body):
     id: DocumentId = Field(description="Yours, 1 to 512 bytes; an existing document with this id is replaced.")
     text: str = Field(description="May be empty where there is a title.")
     title: str = ""
-    metadata: StorableObject = Field(default_factory=dict, description="Anything that filters should see.")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="Anything that filters should see.")
 
     @model_validator(mode="after")
     def _has_content(self) -> Self:
@@ -235,7 +217,7 @@ class DeleteRequest(Body):
     """What to delete: either `ids` or `filter`."""
 
     ids: Annotated[list[DocumentId], _LISTED] | None = None
-    filter: StorableObject | None = Field(None, description="Qdrant's filter JSON.")
+    filter: dict[str, Any] | None = Field(None, description="Qdrant's filter JSON.")
     collection: CollectionName | None = Field(None, description=_COLLECTION)
 
 

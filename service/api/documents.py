@@ -1,6 +1,7 @@
 """Documents: index (JSON or a stream of lines), get, delete. An answer of 200 means durable."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request
@@ -80,7 +81,7 @@ async def index_stream(
     documents = read_documents(
         stream_body(request), max_line_bytes=limits.max_body_bytes, max_text_chars=limits.max_text_chars
     )
-    return _out(await services.pipeline.ingest(name, _storable(documents, services), truncate=truncate))
+    return _out(await services.pipeline.ingest(name, _within_limits(documents, services), truncate=truncate))
 
 
 @router.post("", openapi_extra=_NDJSON_DOCS, responses=problems(400, 404, 409, 413, 415, 422, 429, 500, 503))
@@ -93,10 +94,11 @@ async def index_documents(
     truncate: TruncateQuery = False,
 ) -> DocumentsResponse:
     """Index documents, all checked before the first is written; unchanged ones cost nothing."""
-    documents = [IncomingDocument(document=each.to_document()) for each in body.documents]
+    num_bytes = len(await request.body()) // len(body.documents)  # each one's share
+    documents = [IncomingDocument(document=each.to_document(), num_bytes=num_bytes) for each in body.documents]
     _check(body.documents, services)
-    for each in documents:
-        _check_storable(each.document, services)
+    # off the loop, since metadata is walked in Python
+    await asyncio.to_thread(_check_storable, documents, services)
     if collection and body.collection and collection != body.collection:
         raise InvalidInputError(
             f"collection: {body.collection!r} in the body, {collection!r} in the URL; send one of them."
@@ -141,25 +143,26 @@ async def delete_document(document_id: DocumentPath, services: ServicesDep, coll
     return DeleteResponse(deleted=1)
 
 
-async def _storable(
+async def _within_limits(
     documents: AsyncIterator[IncomingDocument | Failure], services: Services
 ) -> AsyncIterator[IncomingDocument | Failure]:
-    """`documents`; one that no store could keep fails alone, rather than the batch that it would be stored in."""
+    """`documents`; one that is over a limit fails alone."""
     async for each in documents:
         yield _checked(each, services) if isinstance(each, IncomingDocument) else each
 
 
 def _checked(incoming: IncomingDocument, services: Services) -> IncomingDocument | Failure:
     try:
-        _check_storable(incoming.document, services)
+        check_metadata(incoming.document, services.settings.api)
     except InvalidInputError as error:
         return Failure(id=incoming.document.id, line=incoming.line, code=error.code, detail=error.detail)
     return incoming
 
 
-def _check_storable(document: Document, services: Services) -> None:
-    check_document(document)
-    check_metadata(document, services.settings.api)
+def _check_storable(documents: Sequence[IncomingDocument], services: Services) -> None:
+    for each in documents:
+        check_document(each.document)
+        check_metadata(each.document, services.settings.api)
 
 
 def _check(documents: list[DocumentIn], services: Services) -> None:

@@ -19,7 +19,8 @@ from service.settings import BatchingSettings
 from service.store.base import Document, Point, Store
 
 _CHUNK_DOCUMENTS = 256
-_CHUNK_CHARS = 2**20
+# on the wire: what is prepared at once, and what one write carries; a larger document goes alone
+_CHUNK_BYTES = 2**20
 # two at the encoder (one running, one prefetched), one being written, one spare
 _BATCHES_IN_FLIGHT = 4
 _MAX_FAILURES = 10_000
@@ -27,10 +28,11 @@ _MAX_FAILURES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class IncomingDocument:
-    """A document and the line it came from, counted from 1; None outside a stream of lines."""
+    """A document, the line it came from, counted from 1 (None outside a stream of lines), and its bytes on the wire."""
 
     document: Document
     line: int | None = None
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +66,15 @@ class IngestReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Batch:
-    """Documents with their token ids, few enough for one forward."""
+class _Changed:
+    """A document to be encoded, what its hash will be, and its token ids."""
 
-    documents: Sequence[Document]
-    token_ids: Sequence[Sequence[int]]
+    incoming: IncomingDocument
+    content_hash: str
+    token_ids: Sequence[int]
+
+
+_Batch = Sequence[_Changed]  # few enough for one forward and one write
 
 
 class IngestPipeline:
@@ -134,7 +140,7 @@ class IngestPipeline:
         try:
             await self._write_all(collection, batches, report, deadline)
         except EoseekError as error:
-            error.extra.update(indexed=report.indexed, unchanged=report.unchanged)
+            error.extra = error.extra | {"indexed": report.indexed, "unchanged": report.unchanged}
             raise
         finally:
             self._metrics.count_documents(failed=len(report.failed))
@@ -174,7 +180,11 @@ class IngestPipeline:
         ids = [each.document.id for each in documents]
         hashes = await asyncio.to_thread(lambda: [each.document.content_hash() for each in documents])
         stored = await self._store.content_hashes(collection, ids)
-        changed = [each for each, found in zip(documents, hashes, strict=True) if stored.get(each.document.id) != found]
+        changed = [
+            (each, content_hash)
+            for each, content_hash in zip(documents, hashes, strict=True)
+            if stored.get(each.document.id) not in self._unchanged(content_hash, truncate)
+        ]
         num_unchanged = len(documents) - len(changed)
         self._metrics.count_documents(unchanged=num_unchanged)
         report.unchanged += num_unchanged
@@ -183,19 +193,32 @@ class IngestPipeline:
         self._metrics.observe_stage("tokenize", time.monotonic() - started)
         return batches
 
-    def _tokenize(self, documents: Sequence[IncomingDocument], report: IngestReport, truncate: bool) -> list[_Batch]:
-        contract = self._checkpoint.contract
-        tokenized = contract.documents([(each.document.title, each.document.text) for each in documents], truncate=True)
-        kept = dict(enumerate(documents))
-        self._metrics.count_truncated(len(tokenized.truncated) if truncate else 0)
-        for index in tokenized.truncated:
-            if truncate:
-                report.truncated.append(documents[index].document.id)
+    def _unchanged(self, content_hash: str, truncate: bool) -> tuple[str, ...]:
+        """Stored hashes that leave nothing to do; a text cut at another length, or that may not be cut, is no such."""
+        return (content_hash, self._cut_hash(content_hash)) if truncate else (content_hash,)
+
+    def _cut_hash(self, content_hash: str) -> str:
+        """The hash of a document of which only the leading tokens were encoded."""
+        return f"{content_hash}-cut-{self._checkpoint.max_length}"
+
+    def _tokenize(
+        self, documents: Sequence[tuple[IncomingDocument, str]], report: IngestReport, truncate: bool
+    ) -> list[_Batch]:
+        texts = [(incoming.document.title, incoming.document.text) for incoming, _ in documents]
+        tokenized = self._checkpoint.contract.documents(texts, truncate=True)
+        cut = set(tokenized.truncated)
+        self._metrics.count_truncated(len(cut) if truncate else 0)
+        changed = []
+        for index, ((incoming, content_hash), token_ids) in enumerate(zip(documents, tokenized.token_ids, strict=True)):
+            if index not in cut:
+                changed.append(_Changed(incoming=incoming, content_hash=content_hash, token_ids=token_ids))
+            elif truncate:
+                report.truncated.append(incoming.document.id)
+                cut_hash = self._cut_hash(content_hash)
+                changed.append(_Changed(incoming=incoming, content_hash=cut_hash, token_ids=token_ids))
             else:
-                report.fail(self._too_long(kept.pop(index)))
-        return list(
-            self._batches([each.document for each in kept.values()], [tokenized.token_ids[index] for index in kept])
-        )
+                report.fail(self._too_long(incoming))
+        return list(self._batches(changed))
 
     def _too_long(self, incoming: IncomingDocument) -> Failure:
         document = incoming.document
@@ -209,17 +232,18 @@ class IngestPipeline:
             return Failure(id=document.id, line=incoming.line, code=error.code, detail=detail)
         raise AssertionError("a text that was cut is not too long")
 
-    def _batches(self, documents: Sequence[Document], token_ids: Sequence[Sequence[int]]) -> Iterator[_Batch]:
-        """Runs of documents within the bounds of a batch; a longer text goes alone."""
-        start = num_tokens = 0
-        for index, ids in enumerate(token_ids):
+    def _batches(self, changed: Sequence[_Changed]) -> Iterator[_Batch]:
+        """Runs of documents within the bounds of a batch; a longer one goes alone."""
+        start = num_tokens = num_bytes = 0
+        for index, each in enumerate(changed):
+            num_tokens += len(each.token_ids)
+            num_bytes += each.incoming.num_bytes
             is_full = index - start >= self._settings.max_batch_texts
-            if index > start and (is_full or num_tokens + len(ids) > self._settings.max_batch_tokens):
-                yield _Batch(documents=documents[start:index], token_ids=token_ids[start:index])
-                start, num_tokens = index, 0
-            num_tokens += len(ids)
-        if documents:
-            yield _Batch(documents=documents[start:], token_ids=token_ids[start:])
+            if index > start and (is_full or num_tokens > self._settings.max_batch_tokens or num_bytes > _CHUNK_BYTES):
+                yield changed[start:index]
+                start, num_tokens, num_bytes = index, len(each.token_ids), each.incoming.num_bytes
+        if changed:
+            yield changed[start:]
 
     async def _write_all(
         self, collection: str, batches: AsyncGenerator[_Batch], report: IngestReport, deadline: float | None
@@ -244,8 +268,13 @@ class IngestPipeline:
     async def _write(self, collection: str, batch: _Batch, report: IngestReport, deadline: float | None) -> None:
         embeddings = await self._encode(batch, deadline)
         points = [
-            Point(document=document, embedding=embedding)
-            for document, embedding in zip(batch.documents, embeddings, strict=True)
+            Point(
+                document=each.incoming.document,
+                embedding=embedding,
+                content_hash=each.content_hash,
+                num_bytes=each.incoming.num_bytes,
+            )
+            for each, embedding in zip(batch, embeddings, strict=True)
         ]
         started = time.monotonic()
         await self._store.upsert(collection, points)
@@ -255,10 +284,11 @@ class IngestPipeline:
         report.indexed += len(points)
 
     async def _encode(self, batch: _Batch, deadline: float | None) -> Embeddings:
+        token_ids = [each.token_ids for each in batch]
         until = deadline or time.monotonic() + self._timeout_seconds
         while True:
             try:
-                return (await self._batcher.submit(batch.token_ids, lane="document", deadline=until)).embeddings
+                return (await self._batcher.submit(token_ids, lane="document", deadline=until)).embeddings
             except OverloadedError as error:
                 pause = error.retry_after_seconds or 1.0
                 if deadline or time.monotonic() + pause > until:
@@ -271,15 +301,15 @@ async def _chunks(
 ) -> AsyncGenerator[list[IncomingDocument]]:
     """Documents in chunks of bounded number and size; failures go to the report."""
     chunk: list[IncomingDocument] = []
-    num_chars = 0
+    num_bytes = 0
     async for each in documents:
         if isinstance(each, Failure):
             report.fail(each)
             continue
         chunk.append(each)
-        num_chars += len(each.document.text)
-        if len(chunk) >= _CHUNK_DOCUMENTS or num_chars >= _CHUNK_CHARS:
+        num_bytes += each.num_bytes
+        if len(chunk) >= _CHUNK_DOCUMENTS or num_bytes >= _CHUNK_BYTES:
             yield chunk
-            chunk, num_chars = [], 0
+            chunk, num_bytes = [], 0
     if chunk:
         yield chunk

@@ -45,10 +45,17 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A document with its unit-length float32 embedding, shape (dimension,)."""
+    """A document with its unit-length float32 embedding, shape (dimension,).
+
+    Stores keep `content_hash`, which tells what the embedding was made from, and give none back. None stands for the
+    whole document's; who sets it has checked the document (`points.check_document`), which is not walked again.
+    `num_bytes` is about what the document takes on the wire; 0 where that does not matter.
+    """
 
     document: Document
     embedding: Embedding
+    content_hash: str | None = None
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ restart. A child that answers nothing for two minutes is restarted.
 
 import asyncio
 import contextlib
+import copy
 import logging
 import shutil
 import uuid
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _START_SECONDS = 120.0  # opening replays the log of every shard
 _MAX_MERGED_POINTS = 2048  # a merged upsert delays searches by some 60 ms
+_MAX_MERGED_BYTES = 2**24  # it is carried to the child in one piece
 _DOCUMENT_FIELDS = ["id", "title", "text", "metadata"]
 
 
@@ -241,7 +243,7 @@ class EdgeStore:
 
     async def _put(self, collection: str, points: Sequence[Point]) -> None:
         if points:
-            payloads = [to_payload(point.document) for point in points]
+            payloads = [to_payload(point) for point in points]
             await self._write("upsert", collection, payloads, np.stack([point.embedding for point in points]))
 
     async def _write(self, method: str, *args: Any) -> Any:
@@ -281,15 +283,17 @@ class _Upsert:
 
     def __init__(self, points: dict[str, Point]) -> None:
         self.points = points
+        self.num_bytes = sum(point.num_bytes for point in points.values())
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 def _take(waiting: list[_Upsert]) -> list[_Upsert]:
     """Remove from the front: one upsert, and more while they fit in one merged call."""
-    num_points, num_taken = len(waiting[0].points), 1
+    num_points, num_bytes, num_taken = len(waiting[0].points), waiting[0].num_bytes, 1
     for upsert in waiting[1:]:
         num_points += len(upsert.points)
-        if num_points > _MAX_MERGED_POINTS:
+        num_bytes += upsert.num_bytes
+        if num_points > _MAX_MERGED_POINTS or num_bytes > _MAX_MERGED_BYTES:
             break
         num_taken += 1
     taken = waiting[:num_taken]
@@ -298,10 +302,13 @@ def _take(waiting: list[_Upsert]) -> list[_Upsert]:
 
 
 def _finish(upserts: list[_Upsert], error: Exception | None = None) -> None:
+    """Tell each caller; of an error each gets a copy, to which it may add."""
     for upsert in upserts:
         if upsert.done.done():  # its caller has gone
             continue
         if error is None:
             upsert.done.set_result(None)
         else:
-            upsert.done.set_exception(error)
+            own = copy.copy(error)
+            own.__cause__ = error
+            upsert.done.set_exception(own)

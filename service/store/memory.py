@@ -28,6 +28,7 @@ from service.store.points import (
     check_name,
     check_points,
     physical_name,
+    stored_hash,
     unknown_collection,
 )
 
@@ -43,7 +44,7 @@ class _Collection:
 
     def put(self, points: dict[str, Point]) -> None:
         self.points |= points
-        self.hashes |= {document_id: point.document.content_hash() for document_id, point in points.items()}
+        self.hashes |= {document_id: stored_hash(point) for document_id, point in points.items()}
         self._rows = None
 
     def remove(self, document_ids: Sequence[str]) -> int:

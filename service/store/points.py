@@ -6,7 +6,7 @@ Payload: `id`, `title`, `text`, `metadata`, `content_hash`. What one store canno
 import math
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,8 @@ def check_points(points: Sequence[Point], dimension: int) -> dict[str, Point]:
     """
     for point in points:
         check_embeddings(point.embedding[None], dimension)
-        check_document(point.document)
+        if point.content_hash is None:  # else it has been, see `Point`
+            check_document(point.document)
     return {point.document.id: point for point in points}
 
 
@@ -79,15 +80,21 @@ def check_cursor(after: str | None) -> str | None:
         raise InvalidInputError(f"{after!r:.80} is no cursor; take the one that the previous page gave") from None
 
 
-def to_payload(document: Document) -> dict[str, Any]:
+def to_payload(point: Point) -> dict[str, Any]:
     """What is stored beside the embedding."""
+    document = point.document
     return {
         "id": document.id,
         "title": document.title,
         "text": document.text,
         "metadata": dict(document.metadata),
-        "content_hash": document.content_hash(),
+        "content_hash": stored_hash(point),
     }
+
+
+def stored_hash(point: Point) -> str:
+    """The content hash that is stored with a point."""
+    return point.document.content_hash() if point.content_hash is None else point.content_hash
 
 
 def from_payload(payload: Mapping[str, Any]) -> Document:
@@ -101,31 +108,47 @@ def from_payload(payload: Mapping[str, Any]) -> Document:
 
 
 def check_document(document: Document) -> None:
-    """Raise InvalidInputError for a document that a store could not keep as it is."""
+    """Raise InvalidInputError for a document that a store could not keep as it is. Takes a while for large metadata."""
     try:
         for text in (document.id, document.title, document.text):
             text.encode("utf-8")
-        _check_value(document.metadata, "metadata", depth=1)
+        _check_items(document.metadata.items(), depth=1)
     except UnicodeEncodeError as error:
         raise InvalidInputError(f"document {document.id!a:.80}: a lone surrogate is not text; remove it") from error
-    except ValueError as error:
-        raise InvalidInputError(f"document {document.id!a:.80}: {error}") from error
+    except _UnstorableError as error:
+        place = "".join(reversed(error.steps))
+        raise InvalidInputError(f"document {document.id!a:.80}: metadata{place:.80}: {error}") from error
 
 
-def _check_value(value: Any, place: str, depth: int) -> None:
-    """Raise ValueError for what JSON or a store cannot keep as it is."""
+class _UnstorableError(Exception):
+    """What a store cannot keep; collects the steps of its place, inner ones first, on its way out."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.steps: list[str] = []
+
+
+def _check_items(items: Iterable[tuple[Any, Any]], depth: int) -> None:
+    """Raise for what JSON or a store cannot keep as it is; keys are strings, indices integers."""
     if depth > MAX_METADATA_DEPTH:
-        raise ValueError(f"metadata nests deeper than {MAX_METADATA_DEPTH}")
-    if isinstance(value, str):
-        value.encode("utf-8")
-    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ValueError(f"{place:.80}: an integer beyond 64 bits; send it as a string")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{place:.80}: {value} is not a JSON number")
-    elif isinstance(value, Mapping):
-        for key, each in value.items():
-            key.encode("utf-8")
-            _check_value(each, f"{place}.{key}", depth + 1)
-    elif isinstance(value, list | tuple):
-        for i, each in enumerate(value):
-            _check_value(each, f"{place}[{i}]", depth + 1)
+        raise _UnstorableError(f"nests deeper than {MAX_METADATA_DEPTH}")
+    for key, value in items:
+        try:
+            if isinstance(key, str) and not key.isascii():
+                key.encode("utf-8")
+            if isinstance(value, str):
+                if not value.isascii():
+                    value.encode("utf-8")
+            elif isinstance(value, int):
+                if not -(2**63) <= value < 2**63:
+                    raise _UnstorableError("an integer beyond 64 bits; send it as a string")
+            elif isinstance(value, float):
+                if not math.isfinite(value):
+                    raise _UnstorableError(f"{value} is not a finite number; leave it out or send it as a string")
+            elif isinstance(value, Mapping):
+                _check_items(value.items(), depth + 1)
+            elif isinstance(value, list | tuple):
+                _check_items(enumerate(value), depth + 1)
+        except _UnstorableError as error:
+            error.steps.append(f".{key:.40}" if isinstance(key, str) else f"[{key}]")
+            raise

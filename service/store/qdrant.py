@@ -343,7 +343,7 @@ def _batch(points: Sequence[Point]) -> models.Batch:
     return models.Batch(
         ids=[point_id(point.document.id) for point in points],
         vectors=[point.embedding.tolist() for point in points],
-        payloads=[to_payload(point.document) for point in points],
+        payloads=[to_payload(point) for point in points],
     )
 
 

@@ -74,7 +74,7 @@ def test_read_documents_does_not_depend_on_how_the_bytes_arrive(chunk_bytes):
 
     first, second, third = read(raw, chunk_bytes)
 
-    assert first == IncomingDocument(document=Document(id="é", text="naïve"), line=1)
+    assert first == IncomingDocument(document=Document(id="é", text="naïve"), line=1, num_bytes=30)
     assert isinstance(second, Failure)
     assert (second.line, second.id) == (3, "b")
     assert isinstance(third, Failure)

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -221,5 +222,37 @@ def test_pipeline_ends_a_stream_of_nothing_but_failures(monkeypatch):
             failures = [Failure(id=None, line=line, code="malformed_input", detail="not JSON") for line in range(1, 10)]
             with pytest.raises(InvalidInputError, match=r"stopped at line 6.*line 1: not JSON"):
                 await it.ingest(stream(*failures))
+
+    run(body)
+
+
+def test_pipeline_chunks_and_writes_are_bounded_in_bytes_of_any_kind(monkeypatch):
+    monkeypatch.setattr(pipeline_module, "_CHUNK_BYTES", 100)
+
+    def heavy(number):  # its metadata weighs, not its text
+        return IncomingDocument(document=Document(id=f"d{number}", text="t"), num_bytes=40)
+
+    async def body():
+        async with rig() as it:
+            await it.ingest(list(map(heavy, range(5))))
+            assert sorted(it.store.writes) == [1, 2, 2]
+        chunks = pipeline_module._chunks(stream(*map(heavy, range(7))), pipeline_module.IngestReport())
+        assert [len(chunk) async for chunk in chunks] == [3, 3, 1]
+
+    run(body)
+
+
+def test_pipeline_document_that_was_cut_is_unchanged_only_when_it_may_be_cut_there_again():
+    async def body():
+        async with rig() as it:
+            whole, cut = doc(1), doc(2, LONG)
+            assert (await it.ingest(stream(whole, cut), truncate=True)).truncated == ["d2"]
+            assert (await it.ingest(stream(whole, cut), truncate=True)).unchanged == 2
+            report = await it.ingest(stream(whole, cut))
+            assert (report.unchanged, [each.code for each in report.failed]) == (1, ["text_too_long"])
+            with pytest.raises(TextTooLongError):
+                await it.ingest([cut])
+            it.pipeline._checkpoint = replace(it.pipeline._checkpoint, max_length=MAX_LENGTH + 1)
+            assert (await it.ingest(stream(whole, cut), truncate=True)).indexed == 1
 
     run(body)

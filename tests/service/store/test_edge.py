@@ -6,13 +6,15 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service.errors import ConfigurationError, DeadlineExceededError, NotReadyError
+from service.errors import ConfigurationError, NotReadyError, StoreError
+from service.store import edge
 from service.store.base import Document, Point, SearchOptions
 from service.store.edge import EdgeStore
 from service.store.edge_shards import EdgeShards
@@ -190,6 +192,28 @@ async def test_upserts_at_once_share_commits(tmp_path: Path) -> None:
     assert await store.count("c") == 100
     assert store.num_commits <= 2
     await store.stop()
+
+
+async def test_upserts_at_once_that_fail_each_caller_gets_an_error_of_its_own(tmp_path: Path) -> None:
+    class FailingStore(EdgeStore):
+        async def _put(self, collection: str, points: Sequence[Point]) -> None:
+            raise StoreError("the disk is full")
+
+    store = await opened(tmp_path, FailingStore)
+    first, second = await asyncio.gather(*(store.upsert("c", [point(each)]) for each in "ab"), return_exceptions=True)
+    assert [(type(each), each.detail) for each in (first, second)] == [(StoreError, "the disk is full")] * 2
+    assert first is not second
+    await store.stop()
+
+
+def test_merged_upserts_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge, "_MAX_MERGED_BYTES", 100)
+
+    async def sizes() -> list[int]:
+        heavy = [edge._Upsert({str(i): replace(point(str(i)), num_bytes=40)}) for i in range(5)]
+        return [len(edge._take(heavy)) for _ in range(3)]
+
+    assert asyncio.run(sizes()) == [2, 2, 1]
 
 
 async def test_upsert_later_call_at_once_wins(tmp_path: Path) -> None:
