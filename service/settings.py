@@ -1,10 +1,13 @@
 """All settings of the service, read once from `EOSEEK_*` at start.
 
-Groups nest by `__`: `EOSEEK_STORE__KIND=qdrant`. A room is handed its group and never reads the environment.
+Groups nest by `__`: `EOSEEK_STORE__KIND=qdrant`; an empty variable counts as unset, an unknown one is refused. A room
+is handed its group and never reads the environment.
 """
 
+import difflib
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,9 +15,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.errors import ConfigurationError
 from service.logs import LogFormat
 from service.paths import cache_dir
 
+_PREFIX = "EOSEEK_"
+_OTHERS = frozenset({"EOSEEK_URL", "EOSEEK_API_KEY"})  # read by the client; one environment often serves both sides
+_TESTS = "EOSEEK_TEST_"
 MIN_KEY_CHARS = 32
 Role = Literal["read", "write", "admin"]
 _KEY = re.compile(rf"[A-Za-z0-9._~+/=-]{{{MIN_KEY_CHARS},512}}")
@@ -193,8 +200,9 @@ class Settings(BaseSettings):
     """Everything that can be set, checked at start."""
 
     model_config = SettingsConfigDict(
-        env_prefix="EOSEEK_",
+        env_prefix=_PREFIX,
         env_nested_delimiter="__",
+        env_ignore_empty=True,
         frozen=True,
         extra="forbid",
         nested_model_default_partial_update=True,
@@ -214,3 +222,27 @@ class Settings(BaseSettings):
     tracing: bool = Field(
         False, description="Send OpenTelemetry traces, see docs/operations.md; needs the extra `otel`."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_every_variable(cls, values: Any) -> Any:
+        # a misspelt one below a group is refused there; without this a misspelt group would be ignored
+        for name in sorted(map(str.upper, os.environ)):
+            field = name.removeprefix(_PREFIX).partition("__")[0].lower()
+            is_known = name in _OTHERS or name.startswith(_TESTS) or field in cls.model_fields
+            if name.startswith(_PREFIX) and not is_known:
+                nearest = difflib.get_close_matches(name, [*_variables(cls, _PREFIX), *_OTHERS], n=1, cutoff=0)[0]
+                raise ConfigurationError(f"{name} is no setting; the nearest one is {nearest}")
+        return values
+
+
+def _variables(group: type[BaseModel], prefix: str) -> list[str]:
+    """The names of all variables of a group, its groups' included."""
+    names = []
+    for name, field in group.model_fields.items():
+        variable, kind = f"{prefix}{name.upper()}", field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += _variables(kind, f"{variable}__")
+        else:
+            names.append(variable)
+    return names
