@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from service.encoders.base import Pooling
+from service.encoders.card import CARD
 from service.encoders.prompt import DEFAULT_QUERY_TEMPLATE, Frame, TokenContract
 from service.errors import ConfigurationError
 from service.paths import cache_dir
@@ -52,6 +53,15 @@ _VOLATILE_CONFIG = frozenset(
         "architectures",
     }
 )
+_PROMPTS = "config_sentence_transformers.json"
+_SENTENCE_BERT = "sentence_bert_config.json"
+_KINDS: dict[Any, str] = {
+    str: "a string",
+    bool: "true or false",
+    int: "an integer",
+    (int, float): "a number",
+    dict: "an object",
+}
 _INSTRUCT_PROMPT = re.compile(r"Instruct: (?P<instruction>.+?)(?P<rest>\s?\n ?Query: ?)", re.DOTALL)
 
 
@@ -100,7 +110,7 @@ def _load(path: Path, asked_name: str, max_length: int | None, trust_remote_code
         raise ConfigurationError(
             "its config names code of its own; set EOSEEK_ENCODER__TRUST_REMOTE_CODE=true only if you trust that code"
         )
-    own = _read_json(path / "eoseek.json", optional=True)
+    own = _read_json(path / CARD, optional=True)
     modules = _modules(path)
     pooling = _pooling(config, modules)
     frame = _frame(path, own)
@@ -111,15 +121,15 @@ def _load(path: Path, asked_name: str, max_length: int | None, trust_remote_code
     is_path = Path(asked_name).expanduser().exists()
     return Checkpoint(
         path=path,
-        name=own.get("name") or (path.name if is_path else asked_name),
+        name=_value(CARD, own, "name", str, None) or (path.name if is_path else asked_name),
         fingerprint=_fingerprint(path, config, [pooling, normalize, frame.document_prefix, frame.lowercase]),
         dimension=_text_config(config)["hidden_size"],
         max_length=limit,
         pooling=pooling,
         normalize=normalize,
-        is_tuned=own.get("is_tuned"),
-        instructions=dict(own.get("instructions", {})),
-        probes=dict(own.get("probes", {})),
+        is_tuned=_value(CARD, own, "is_tuned", bool, None),
+        instructions=_strings(CARD, own, "instructions"),
+        probes=_strings(CARD, own, "probes"),
         contract=TokenContract(tokenizer, frame, max_length=limit, eos_ids=eos_ids),
     )
 
@@ -181,6 +191,25 @@ def _parse_json(path: Path, *, optional: bool) -> Any:
         raise ConfigurationError(f"{path.name} cannot be read: {error}") from error
 
 
+def _value(file: str, content: dict[str, Any], key: str, kind: Any, default: Any) -> Any:
+    """`content[key]`, or the default if there is none. Raises ConfigurationError unless it is of `kind`."""
+    value = content.get(key, default)
+    if key not in content or (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))):
+        return value
+    raise ConfigurationError(f"{file}: {key} is {json.dumps(value):.200}; expected {_KINDS[kind]}, or leave it out")
+
+
+def _strings(file: str, content: dict[str, Any], key: str) -> dict[str, str]:
+    """`content[key]`, an object of strings; empty if there is none."""
+    values = _value(file, content, key, dict, {})
+    return {name: _value(f"{file}: {key}", values, name, str, "") for name in values}
+
+
+def _without_null(content: dict[str, Any]) -> dict[str, Any]:
+    """What other libraries write, to whom null says what an absent key says."""
+    return {key: value for key, value in content.items() if value is not None}
+
+
 def _modules(path: Path) -> list[tuple[str, Path]]:
     """(class name, directory) of each module; empty for a plain transformers directory."""
     if not (path / "modules.json").exists():
@@ -222,14 +251,23 @@ def family_pooling(model_type: str) -> Pooling:
 
 
 def _frame(path: Path, own: dict[str, Any]) -> Frame:
-    prompts = _read_json(path / "config_sentence_transformers.json", optional=True).get("prompts") or {}
-    template, default = _query_template(prompts.get("query") or "")
+    prompts = _prompts(path)
+    template, default = _query_template(prompts.get("query", ""))
+    query_template = _value(CARD, own, "query_template", str, template)
+    if query_template.count("{query}") != 1:
+        raise ConfigurationError(f"{CARD}: query_template {query_template!r:.200} must hold {{query}} exactly once")
     return Frame(
-        query_template=own.get("query_template", template),
-        default_instruction=own.get("default_instruction", default),
+        query_template=query_template,
+        default_instruction=_value(CARD, own, "default_instruction", str, default),
         document_prefix=prompts.get("document") or prompts.get("passage") or "",
-        lowercase=bool(_read_json(path / "sentence_bert_config.json", optional=True).get("do_lower_case")),
+        lowercase=bool(_read_json(path / _SENTENCE_BERT, optional=True).get("do_lower_case")),
     )
+
+
+def _prompts(path: Path) -> dict[str, str]:
+    written = _without_null(_read_json(path / _PROMPTS, optional=True))
+    prompts = _without_null(_value(_PROMPTS, written, "prompts", dict, {}))
+    return _strings(_PROMPTS, {"prompts": prompts}, "prompts")
 
 
 def _query_template(prompt: str) -> tuple[str, str]:
@@ -243,20 +281,22 @@ def _query_template(prompt: str) -> tuple[str, str]:
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The language model's part of the config, with `hidden_size` under that name."""
-    text: dict[str, Any] = config.get("text_config") or config
-    hidden_size = text.get("hidden_size") or text.get("d_model")
-    if not isinstance(hidden_size, int):
+    text = _value("config.json", _without_null(config), "text_config", dict, None) or config
+    key = "hidden_size" if text.get("hidden_size") else "d_model"
+    hidden_size = _value("config.json", _without_null(text), key, int, None)
+    if not hidden_size:
         raise ConfigurationError("config.json names no hidden_size")
     return text | {"hidden_size": hidden_size}
 
 
 def _max_length(path: Path, config: dict[str, Any], asked: int | None) -> int:
     text = _text_config(config)
-    positions: int | None = text.get("max_position_embeddings")
+    positions = _value("config.json", _without_null(text), "max_position_embeddings", int, None)
     if positions is not None and config.get("model_type") in POSITIONS_AFTER_PADDING:
-        positions -= (text.get("pad_token_id") or 0) + 1
-    own = _read_json(path / "sentence_bert_config.json", optional=True).get("max_seq_length")
-    own = own or _read_json(path / "tokenizer_config.json", optional=True).get("model_max_length")
+        positions -= _value("config.json", _without_null(text), "pad_token_id", int, 0) + 1
+    own = None
+    for file, key in ((_SENTENCE_BERT, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        own = own or _value(file, _without_null(_read_json(path / file, optional=True)), key, (int, float), None)
     # transformers writes 1e30 where a tokenizer has no limit
     own = int(own) if own and own < 10**9 else None
     if asked is not None and positions is not None and asked > positions:

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,52 @@ def test_load_broken_checkpoint_says_which_file_and_why(
     with pytest.raises(ConfigurationError, match=message) as error:
         load_checkpoint(str(tiny))
     assert str(tiny) in error.value.detail
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("eoseek.json", "query_template", None),
+        ("eoseek.json", "query_template", 5),
+        ("eoseek.json", "query_template", "Query: "),
+        ("eoseek.json", "query_template", "{query} {query}"),
+        ("eoseek.json", "default_instruction", None),
+        ("eoseek.json", "instructions", None),
+        ("eoseek.json", "instructions", {"code": 5}),
+        ("eoseek.json", "name", 5),
+        ("eoseek.json", "is_tuned", "no"),
+        ("sentence_bert_config.json", "max_seq_length", "512"),
+        ("config.json", "max_position_embeddings", "2048"),
+        ("config.json", "text_config", "x"),
+        ("config.json", "hidden_size", "32"),
+        ("config_sentence_transformers.json", "prompts", ["query"]),
+        ("config_sentence_transformers.json", "prompts", {"query": 5}),
+    ],
+)
+def test_load_value_of_another_kind_is_refused_with_file_key_and_value(
+    tiny: Path, file: str, key: str, value: Any
+) -> None:
+    content = json.loads((tiny / file).read_text()) if (tiny / file).exists() else {}
+    (tiny / file).write_text(json.dumps(content | {key: value}))
+    with pytest.raises(ConfigurationError, match=re.escape(file)) as error:
+        load_checkpoint(str(tiny))
+    leaf = next(iter(value.values())) if isinstance(value, dict) else value
+    assert key in error.value.detail
+    assert json.dumps(leaf).strip('"') in error.value.detail
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("sentence_bert_config.json", "max_seq_length"),
+        ("config.json", "text_config"),
+        ("config_sentence_transformers.json", "prompts"),
+    ],
+)
+def test_load_null_of_other_libraries_says_nothing(tiny: Path, file: str, key: str) -> None:
+    content = json.loads((tiny / file).read_text()) if (tiny / file).exists() else {}
+    (tiny / file).write_text(json.dumps(content | {key: None}))
+    load_checkpoint(str(tiny))
 
 
 def test_load_tokenizer_without_eos_is_refused_with_the_cure(tiny: Path) -> None:
