@@ -133,7 +133,11 @@ class Supervised:
         if status == "ok":
             return answer[0]
         code, detail = answer
-        raise self._failure(f"{self._name}: {detail}") if code is None else error_from_code(code, detail)
+        if code is not None:
+            raise error_from_code(code, detail)
+        # an unforeseen message may hold paths, and this one goes to whoever made the request
+        log.warning("%s failed in %s: %s", self._name, method, detail)
+        raise self._failure(f"{self._name} failed in {method} ({detail.partition(':')[0]}); the service's log has more")
 
     def kill(self) -> None:
         """End a child that hangs; it is started again."""

@@ -80,7 +80,7 @@ class CollectionInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """What to return and from what: scores above the threshold; `exact` scans everything instead of using an index."""
+    """What to return and from what: scores from the threshold on; `exact` scans all instead of using an index."""
 
     top_k: int = 10
     offset: int = 0

@@ -24,11 +24,13 @@ from service.store.backup import copy_directory
 from service.store.base import CollectionInfo, Document, Embedding, Filter, Hit, Point, SearchOptions, Snapshot
 from service.store.filters import stored_form
 from service.store.points import (
+    DOCUMENT_FIELDS,
     check_cursor,
     check_embeddings,
     check_fingerprint,
     check_name,
     check_points,
+    excluded_score,
     from_payload,
     to_payload,
     unknown_collection,
@@ -40,7 +42,6 @@ log = logging.getLogger(__name__)
 _START_SECONDS = 120.0  # opening replays the log of every shard
 _MAX_MERGED_POINTS = 2048  # a merged upsert delays searches by some 60 ms
 _MAX_MERGED_BYTES = 2**24  # it is carried to the child in one piece
-_DOCUMENT_FIELDS = ["id", "title", "text", "metadata"]
 
 
 class EdgeStore:
@@ -121,8 +122,12 @@ class EdgeStore:
         """See `Store`."""
         infos = []
         for name in await self._call("names"):
-            with contextlib.suppress(NotFoundError):  # dropped since
+            try:
                 infos.append(await self.describe_collection(name))
+            except NotFoundError:  # dropped since
+                pass
+            except StoreError:  # damaged; its cause has been logged, and the others are there
+                log.warning("collection %r cannot be described and is left out of the list", name)
         return infos
 
     async def describe_collection(self, name: str) -> CollectionInfo:
@@ -165,7 +170,7 @@ class EdgeStore:
 
     async def get(self, collection: str, document_ids: Sequence[str]) -> list[Document | None]:
         """See `Store`."""
-        found = await self._call("retrieve", collection, list(document_ids), _DOCUMENT_FIELDS)
+        found = await self._call("retrieve", collection, list(document_ids), DOCUMENT_FIELDS)
         return [from_payload(found[each]) if each in found else None for each in document_ids]
 
     async def delete(self, collection: str, document_ids: Sequence[str]) -> int:
@@ -190,7 +195,8 @@ class EdgeStore:
     async def search_batch(self, collection: str, embeddings: Embedding, options: SearchOptions) -> list[list[Hit]]:
         """See `Store`; all queries share one pass over the vectors."""
         queries = check_embeddings(embeddings, await self._dimension(collection))
-        plain = asdict(options) | {"filter": _stored(options.filter)}
+        excluded = None if options.score_threshold is None else excluded_score(options.score_threshold)
+        plain = asdict(options) | {"filter": _stored(options.filter), "score_threshold": excluded}
         found = await self._call("search", collection, queries, plain)
         return [[Hit(document=from_payload(payload), score=score) for payload, score in hits] for hits in found]
 

@@ -53,6 +53,17 @@ def check_filter(value: Any) -> Filter:
     return _Walk().filter(value, "", depth=1)
 
 
+def has_empty_filter(filter: Filter) -> bool:
+    """Whether a checked filter, or one inside it, has no condition and so may match every document."""
+    conditions = [
+        condition
+        for value in filter.values()
+        for condition in (value["conditions"] if isinstance(value, dict) else value)
+    ]
+    inner = [condition for condition in conditions if not condition.keys() & {"key", *_ALONE}]
+    return not conditions or any(map(has_empty_filter, inner))
+
+
 def matches(filter: Filter, metadata: Mapping[str, Any], document_id: str) -> bool:
     """Whether a document satisfies a checked filter, as the engine decides it.
 

@@ -27,6 +27,7 @@ from service.store.points import (
     check_fingerprint,
     check_name,
     check_points,
+    excluded_score,
     physical_name,
     stored_hash,
     unknown_collection,
@@ -180,10 +181,10 @@ class MemoryStore:
 
 
 def _best(documents: list[Document], scores: Embedding, options: SearchOptions) -> list[Hit]:
-    """Hits above the threshold by descending score, the page asked for."""
+    """Hits from the threshold on by descending score, the page asked for."""
     order = np.argsort(-scores, kind="stable")
     if options.score_threshold is not None:
-        order = order[scores[order] > np.float32(options.score_threshold)]
+        order = order[scores[order] > excluded_score(options.score_threshold)]
     page = order[options.offset : options.offset + options.top_k]
     return [
         Hit(document=documents[i] if options.with_text else replace(documents[i], text=""), score=float(scores[i]))

@@ -16,12 +16,15 @@ from service.store.base import CollectionInfo, Document, Embedding, Point
 
 MAX_METADATA_DEPTH = 16  # protobuf readers stop at 100 messages; an object inside an object is three of them
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+NAME_PATTERN = r"^[A-Za-z0-9_-]+$"
+MAX_NAME_CHARS = 64
+DOCUMENT_FIELDS = ["id", "title", "text", "metadata"]
+"""Of a payload: what makes the document."""
 
 
 def check_name(name: str) -> str:
     """The collection name. Raises InvalidInputError unless it is 1-64 of `[A-Za-z0-9_-]` without `--`."""
-    if not _NAME.fullmatch(name) or "--" in name:
+    if not re.fullmatch(NAME_PATTERN, name) or len(name) > MAX_NAME_CHARS or "--" in name:
         raise InvalidInputError(
             f"collection name {name!r:.80} must be 1 to 64 letters, digits, `_` or `-`, without `--`"
         )
@@ -37,16 +40,16 @@ def check_fingerprint(info: CollectionInfo, fingerprint: str, dimension: int) ->
     """The collection, if it belongs to this checkpoint. Raises FingerprintMismatchError."""
     if info.fingerprint != fingerprint or info.dimension != dimension:
         raise FingerprintMismatchError(
-            f"collection {info.name!r} was built with the checkpoint {info.fingerprint} (dimension {info.dimension}), "
-            f"the service runs {fingerprint} (dimension {dimension}): start with the old checkpoint, choose another "
-            f"collection, or drop this one and ingest again"
+            f"collection {info.name!r} holds vectors of checkpoint {info.fingerprint} (dimension {info.dimension}), "
+            f"this service runs {fingerprint} (dimension {dimension}): start it with that checkpoint, use another "
+            f"collection, or drop this one (DELETE /collections/{info.name}) and index again"
         )
     return info
 
 
 def unknown_collection(name: str) -> NotFoundError:
     """What every call on a collection that is not there raises."""
-    return NotFoundError(f"there is no collection {name!r:.80}; create it with PUT /collections/{{name}}")
+    return NotFoundError(f"there is no collection {name!r:.80}; create it with PUT /collections/{name:.80}")
 
 
 def check_embeddings(embeddings: Embedding, dimension: int) -> Embedding:
@@ -57,6 +60,13 @@ def check_embeddings(embeddings: Embedding, dimension: int) -> Embedding:
     if not np.isfinite(array).all():
         raise InvalidInputError("an embedding holds NaN or infinity; nothing of the call was stored")
     return array
+
+
+def excluded_score(threshold: float) -> float:
+    """The highest float32 score below `threshold`: the engine leaves out a score that equals what it is given."""
+    # cosines lie within; beyond float32 there is no number to step down from
+    bounded = np.float32(min(max(threshold, -2.0), 2.0))
+    return float(np.nextafter(bounded, np.float32(-np.inf)))
 
 
 def check_points(points: Sequence[Point], dimension: int) -> dict[str, Point]:

@@ -33,11 +33,13 @@ from service.store.base import (
 )
 from service.store.filters import filter_model
 from service.store.points import (
+    DOCUMENT_FIELDS,
     check_cursor,
     check_embeddings,
     check_fingerprint,
     check_name,
     check_points,
+    excluded_score,
     from_payload,
     physical_name,
     to_payload,
@@ -47,7 +49,6 @@ from service.store.points import (
 _POINTS_PER_REQUEST = 256
 _PAUSE_SECONDS = 0.2  # before the second try, and between two looks whether the server is back
 _OURS = "eoseek"  # key of our entry in a collection's metadata
-_DOCUMENT_FIELDS = ["id", "title", "text", "metadata"]
 _TRANSIENT_CODES = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED}
 
 
@@ -137,7 +138,7 @@ class QdrantStore:
 
     async def get(self, collection: str, document_ids: Sequence[str]) -> list[Document | None]:
         """See `Store`."""
-        found = await self._retrieve(collection, document_ids, _DOCUMENT_FIELDS)
+        found = await self._retrieve(collection, document_ids, DOCUMENT_FIELDS)
         return [from_payload(found[each]) if each in found else None for each in document_ids]
 
     async def delete(self, collection: str, document_ids: Sequence[str]) -> int:
@@ -353,7 +354,7 @@ def _query(embedding: list[float], model: models.Filter | None, options: SearchO
         filter=model,
         limit=options.top_k,
         offset=options.offset,
-        score_threshold=options.score_threshold,
-        with_payload=_DOCUMENT_FIELDS if options.with_text else [each for each in _DOCUMENT_FIELDS if each != "text"],
+        score_threshold=None if options.score_threshold is None else excluded_score(options.score_threshold),
+        with_payload=DOCUMENT_FIELDS if options.with_text else [each for each in DOCUMENT_FIELDS if each != "text"],
         params=models.SearchParams(exact=True) if options.exact else None,
     )

@@ -104,17 +104,18 @@ def test_supervised_many_calls_each_gets_its_own_answer():
     run(test)
 
 
-def test_supervised_errors_of_the_handler_arrive_as_their_class():
+def test_supervised_errors_of_the_handler_arrive_as_their_class(caplog):
     async def test():
         async with running() as child:
             with pytest.raises(NotFoundError, match="asked for not_found"):
                 await child.call("fail", "not_found")
-            with pytest.raises(EncoderError, match=r"^echo: RuntimeError: no luck$"):
+            with pytest.raises(EncoderError, match=r"^echo failed in crash \(RuntimeError\); the service"):
                 await child.call("crash", "no luck\nand more")
             assert await child.call("echo", 1) == [1]
             assert child.num_restarts == 0
 
     run(test)
+    assert "echo failed in crash: RuntimeError: no luck" in caplog.text
 
 
 def test_supervised_child_logs_in_the_format_of_its_parent(capfd, monkeypatch):

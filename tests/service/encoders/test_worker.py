@@ -88,7 +88,9 @@ def test_worker_concurrent_batches_each_get_their_own_answer():
     run(test)
 
 
-@pytest.mark.parametrize(("first_id", "message"), [(RAISE_ID, "^asked to fail$"), (CRASH_ID, "asked to crash")])
+@pytest.mark.parametrize(
+    ("first_id", "message"), [(RAISE_ID, "^asked to fail$"), (CRASH_ID, r"failed in encode \(RuntimeError\)")]
+)
 def test_worker_encoder_that_raises_is_an_encoder_error(first_id, message):
     async def test():
         async with running() as encoder:

@@ -253,6 +253,20 @@ async def test_list_while_a_collection_is_dropped_leaves_it_out(tmp_path: Path) 
     await store.stop()
 
 
+async def test_list_with_a_collection_whose_files_are_gone_has_the_others_and_no_path_in_its_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await opened(tmp_path)
+    await store.create_collection("other", fingerprint="f" * 64, dimension=2)
+    (tmp_path / "collections" / "c--ffffffff" / "collection.json").unlink()
+    assert [info.name for info in await store.list_collections()] == ["other"]
+    with pytest.raises(StoreError) as caught:
+        await store.describe_collection("c")
+    assert str(tmp_path) not in caught.value.detail
+    assert str(tmp_path) in caplog.text
+    await store.stop()
+
+
 async def test_second_opening_is_refused_in_one_line_and_first_goes_on(tmp_path: Path) -> None:
     store = await opened(tmp_path)
     with pytest.raises(ConfigurationError, match="open in another process") as caught:

@@ -290,9 +290,12 @@ async def test_search_returns_whole_documents_and_text_only_if_asked(store: Stor
     assert without.document == replace(stored.document, text="")
 
 
-async def test_search_threshold_itself_is_outside(store: Store, collection: str) -> None:
+async def test_search_threshold_itself_is_inside(store: Store, collection: str) -> None:
     await store.upsert(collection, [point("d", AXES[0])])
-    assert await store.search(collection, AXES[0], SearchOptions(score_threshold=1.0)) == []
+    assert ids(await store.search(collection, AXES[0], SearchOptions(score_threshold=1.0))) == ["d"]
+    for above in (1.0001, 1e300):
+        assert await store.search(collection, AXES[0], SearchOptions(score_threshold=above)) == []
+    assert ids(await store.search(collection, AXES[0], SearchOptions(score_threshold=-1e300))) == ["d"]
 
 
 async def test_search_empty_collection_finds_nothing(store: Store, collection: str) -> None:
