@@ -70,7 +70,6 @@ def create_app(
         ):
             app.state.services = services
             yield
-            services.is_draining = True
 
     app = FastAPI(
         title="EOSeek",
@@ -171,7 +170,7 @@ async def _running(
             store=store,
             pipeline=pipeline,
             metrics=metrics,
-            collections=CollectionGate(store, checkpoint.fingerprint),
+            collections=CollectionGate(store, fingerprint=checkpoint.fingerprint, dimension=checkpoint.dimension),
         )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from service.store.base import Document
+from service.store.points import MAX_NAME_CHARS, NAME_PATTERN
 
 MAX_ID_BYTES = 512
 # pydantic keeps over a kilobyte for each error, whose number only a body's size would bound: it stops at a list's first
@@ -25,6 +26,8 @@ def _not_blank(text: str) -> str:
 def _document_id(document_id: str) -> str:
     if not document_id:
         raise ValueError("is empty; an id has 1 to 512 bytes")
+    if document_id in (".", ".."):
+        raise ValueError(f"{document_id!r} is a step in a path, so that no URL can name it; choose another id")
     size = len(document_id.encode("utf-8"))
     if size > MAX_ID_BYTES:
         raise ValueError(f"{document_id[:40]!r}... has {size} bytes; the limit is {MAX_ID_BYTES} (UTF-8)")
@@ -51,7 +54,9 @@ UNION_TAGS = frozenset({"one", "list", "tokens", "token_lists"})
 
 Text = Annotated[str, AfterValidator(_not_blank), Field(json_schema_extra={"minLength": 1, "pattern": r"\S"})]
 DocumentId = Annotated[
-    str, AfterValidator(_document_id), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID_BYTES})
+    str,
+    AfterValidator(_document_id),
+    Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ID_BYTES, "not": {"enum": [".", ".."]}}),
 ]
 Texts = Annotated[Annotated[Text, Tag("one")] | Annotated[list[Text], _LISTED, Tag("list")], Discriminator(_is_list)]
 Tokens = Annotated[list[Annotated[int, Field(ge=0)]], _LISTED]
@@ -62,7 +67,7 @@ OpenAIInput = Annotated[
     | Annotated[list[Tokens], _LISTED, Tag("token_lists")],
     Discriminator(_openai_input),
 ]
-CollectionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+CollectionName = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS, pattern=NAME_PATTERN)]
 Kind = Literal["query", "document"]
 EncodingFormat = Literal["float", "base64"]
 
@@ -123,9 +128,9 @@ class SearchRequest(Body):
     top_k: int = Field(10, ge=1, description="Most results for a query.")
     collection: CollectionName | None = Field(None, description=_COLLECTION)
     filter: dict[str, Any] | None = Field(None, description="Qdrant's filter JSON; keys address metadata.")
-    score_threshold: float | None = Field(None, description="Leave out results with a lower cosine.")
+    score_threshold: float | None = Field(None, description="Leave out lower cosines; an equal one stays.")
     offset: int = Field(0, ge=0, description="Results to skip.")
-    with_text: bool = Field(True, description="Return titles and texts, not ids, scores and metadata only.")
+    with_text: bool = Field(True, description="Return texts; ids, scores, titles and metadata always come.")
     exact: bool = Field(False, description="Scan everything instead of using an index.")
     truncate: bool = Field(False, description=_TRUNCATE)
 
@@ -291,7 +296,6 @@ class Ready(BaseModel):
     status: Literal["ready"]
     encoder: bool
     store: bool
-    accepting: bool
 
 
 class Limits(BaseModel):

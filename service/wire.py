@@ -9,6 +9,7 @@ from service.errors import MalformedInputError
 from service.schemas import UNION_TAGS
 
 MAX_LISTED_ERRORS = 20
+_MAX_LOCATION_CHARS = 200  # names of fields are the sender's, and as long as a body may be
 
 
 def parse_json(data: bytes) -> Any:
@@ -30,7 +31,7 @@ def location(parts: Sequence[str | int]) -> str:
         if (index == 0 and part == "body") or part in UNION_TAGS:
             continue
         text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else part)
-    return text or "body"
+    return text[:_MAX_LOCATION_CHARS] or "body"
 
 
 def describe_errors(errors: Sequence[Any]) -> tuple[str, list[dict[str, str]]]:

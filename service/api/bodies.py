@@ -6,7 +6,7 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, cast
 
 from fastapi import Request, Response
@@ -28,6 +28,7 @@ from service.settings import ApiSettings
 from service.wire import parse_json
 
 NDJSON = "application/x-ndjson"
+_JSON = "application/json"
 TIMEOUT_HEADER = "X-Request-Timeout"
 _SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -49,10 +50,21 @@ def _check_encoding(request: Request) -> None:
         raise UnsupportedMediaTypeError(f"Content-Encoding {encoding[:40]!r}: send the body uncompressed (identity).")
 
 
-def _check_json_type(request: Request) -> None:
+def _check_json_type(request: Request, others: Iterable[str]) -> None:
+    """Refuse what is not JSON; `others` are read by another route of the same path."""
     found = media_type(request)
-    if found not in ("", "application/json"):
-        raise UnsupportedMediaTypeError(f"Content-Type {found[:80]!r}: send application/json.")
+    if found not in ("", _JSON):
+        raise UnsupportedMediaTypeError(f"Content-Type {found[:80]!r}: send {' or '.join([_JSON, *others])}.")
+
+
+def _check_query(request: Request, route: APIRoute) -> None:
+    """Refuse query parameters that the route does not know: a misspelt one would be ignored."""
+    known = [parameter.alias for parameter in route.dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidInputError(
+                f"{name[:80]}: unknown query parameter; this call takes {', '.join(known) or 'none'}."
+            )
 
 
 async def read_body(request: Request, *, max_bytes: int) -> bytes:
@@ -112,9 +124,9 @@ class ParsedRequest(Request):
         return self._value
 
 
-async def _parsed(request: Request) -> Request:
+async def _parsed(request: Request, others: Iterable[str]) -> Request:
     _check_encoding(request)
-    _check_json_type(request)
+    _check_json_type(request, others)
     raw = await read_body(request, max_bytes=api_settings(request).max_body_bytes)
     if not raw:
         raise MalformedInputError("The body is empty; a JSON object is expected.")
@@ -150,13 +162,16 @@ class JsonRoute(APIRoute):
     def get_route_handler(self) -> Handler:
         """FastAPI's handler behind our reading."""
         handle = super().get_route_handler()
+        others = (self.openapi_extra or {}).get("requestBody", {}).get("content", {})
 
         async def handle_in_time(request: Request) -> Response:
+            if self.include_in_schema:  # a page is no call: its parameters are its own
+                _check_query(request, self)
             seconds = _timeout_seconds(request)
             request.state.deadline = time.monotonic() + seconds
             try:
                 async with asyncio.timeout(seconds) as timeout:
-                    return await handle(await _parsed(request) if self.body_field else request)
+                    return await handle(await _parsed(request, others) if self.body_field else request)
             except TimeoutError as error:
                 if not timeout.expired():
                     raise
@@ -169,6 +184,17 @@ class JsonRoute(APIRoute):
 
 class NdjsonRoute(APIRoute):
     """A route for `application/x-ndjson` only; it reads its body itself and has no deadline as a whole."""
+
+    def get_route_handler(self) -> Handler:
+        """FastAPI's handler, behind the checks that `JsonRoute` makes too."""
+        handle = super().get_route_handler()
+
+        async def handle_checked(request: Request) -> Response:
+            _check_query(request, self)
+            _timeout_seconds(request)
+            return await handle(request)
+
+        return handle_checked
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """No match for other content types, so that the JSON route of the same path gets them."""

@@ -9,20 +9,11 @@ from service.api.bodies import JsonRoute
 from service.api.problems import problems
 from service.api.services import ServicesDep
 from service.errors import NotImplementedHereError
-from service.schemas import CollectionOut, CollectionsResponse
+from service.schemas import CollectionName, CollectionOut, CollectionsResponse
 from service.store.base import CollectionInfo
 
 router = APIRouter(route_class=JsonRoute, prefix="/collections", tags=["collections"])
-_NamePath = Annotated[
-    str,
-    Path(
-        description="1 to 64 of `A-Z a-z 0-9 _ -`, without `--`.",
-        min_length=1,
-        max_length=64,
-        pattern=r"^[A-Za-z0-9_-]+$",
-        examples=["docs"],
-    ),
-]
+_NamePath = Annotated[CollectionName, Path(description="1 to 64 of `A-Z a-z 0-9 _ -`, without `--`.", examples=["docs"])]
 
 
 async def _allowed(name: _NamePath, caller: CallerDep) -> str:

@@ -25,8 +25,7 @@ from service.schemas import (
     DocumentsResponse,
     FailedDocument,
 )
-from service.store.base import Document
-from service.store.filters import check_filter
+from service.store.filters import check_filter, has_empty_filter
 from service.store.points import check_document
 
 stream_router = APIRouter(route_class=NdjsonRoute)
@@ -121,8 +120,11 @@ async def delete_documents(
         check_count(len(body.ids), limit, field="ids", setting="EOSEEK_API__MAX_DOCUMENTS")
         return DeleteResponse(deleted=await services.store.delete(name, body.ids))
     conditions = check_filter(body.filter)
-    if not any(conditions.values()):
-        raise InvalidInputError("An empty filter matches every document; to delete them all, DELETE the collection.")
+    if has_empty_filter(conditions):
+        raise InvalidInputError(
+            "filter: without a condition, or with an empty filter inside, it may match every document; to delete them "
+            "all, DELETE the collection."
+        )
     return DeleteResponse(deleted=await services.store.delete_matching(name, conditions))
 
 

@@ -33,7 +33,6 @@ async def ready(services: ServicesDep) -> Ready:
     parts = {
         "encoder": services.encoder.is_ready,
         "store": services.store.is_ready,
-        "accepting": not services.is_draining,
     }
     missing = [part for part, is_ready in parts.items() if not is_ready]
     if missing:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -10,11 +10,11 @@ from fastapi import Depends, Request
 from service.batching.batcher import Batcher
 from service.encoders.base import AsyncEncoder
 from service.encoders.checkpoint import Checkpoint
-from service.errors import FingerprintMismatchError, NotFoundError
 from service.ingest.pipeline import IngestPipeline
 from service.metrics import Metrics
 from service.settings import Settings
-from service.store.base import CollectionInfo, Store
+from service.store.base import Store
+from service.store.points import check_fingerprint
 
 
 class CollectionGate:
@@ -24,10 +24,17 @@ class CollectionGate:
     """
 
     def __init__(
-        self, store: Store, fingerprint: str, *, ttl_seconds: float = 2.0, clock: Callable[[], float] = time.monotonic
+        self,
+        store: Store,
+        *,
+        fingerprint: str,
+        dimension: int,
+        ttl_seconds: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._fingerprint = fingerprint
+        self._dimension = dimension
         self._ttl_seconds = ttl_seconds
         self._clock = clock
         self._known: dict[str, float] = {}
@@ -40,29 +47,15 @@ class CollectionGate:
             FingerprintMismatchError: another checkpoint's; the message names both and the way out.
         """
         if self._known.get(name, float("-inf")) + self._ttl_seconds < self._clock():
-            self._check_fingerprint(await self._describe(name))
+            self.forget(name)
+            info = await self._store.describe_collection(name)
+            check_fingerprint(info, self._fingerprint, self._dimension)
             self._known[name] = self._clock()
         return name
 
     def forget(self, name: str) -> None:
         """Look again at the next use, after a change through this process."""
         self._known.pop(name, None)
-
-    async def _describe(self, name: str) -> CollectionInfo:
-        try:
-            return await self._store.describe_collection(name)
-        except NotFoundError as error:
-            self.forget(name)
-            raise NotFoundError(f"No collection {name!r}; create it with PUT /collections/{name}.") from error
-
-    def _check_fingerprint(self, info: CollectionInfo) -> None:
-        if info.fingerprint != self._fingerprint:
-            self.forget(info.name)
-            raise FingerprintMismatchError(
-                f"Collection {info.name!r} holds vectors of checkpoint {info.fingerprint}, this service runs "
-                f"{self._fingerprint}; start it with that checkpoint, use another collection, or drop this one "
-                f"(DELETE /collections/{info.name}) and index again."
-            )
 
 
 @dataclass(kw_only=True)
@@ -77,7 +70,6 @@ class Services:
     pipeline: IngestPipeline
     metrics: Metrics
     collections: CollectionGate
-    is_draining: bool = field(default=False)
 
     def name_of(self, collection: str | None) -> str:
         """The name that a request gave, or that of the default collection."""

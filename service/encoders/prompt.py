@@ -89,8 +89,7 @@ class TokenContract:
         self.frame = frame
         self.max_length = max_length
         self.vocabulary_size = tokenizer.get_vocab_size(with_added_tokens=True)
-        if eos_ids is not None:
-            self._check_eos(eos_ids)
+        self._eos_id = None if eos_ids is None else self._check_eos(eos_ids)
         self._prefix, self._suffix = self._special_ids()
         if max_length <= len(self._prefix) + len(self._suffix):
             raise ConfigurationError(f"max_length {max_length} leaves no room for a text beside its special tokens")
@@ -117,14 +116,25 @@ class TokenContract:
         return self._tokenize([self.frame.document(title, text) for title, text in texts], truncate)
 
     def token_ids(self, ids: Sequence[Sequence[int]], *, truncate: bool = False) -> Tokenized:
-        """Complete foreign token ids: checks the range, adds the special tokens that are missing at either end."""
+        """Complete foreign token ids: adds the special tokens that are missing at either end.
+
+        Raises:
+            InvalidInputError: an id outside the vocabulary, or an [EOS] that would not be the only one, at the end.
+            TextTooLongError: as `queries`.
+        """
         for index, sequence in enumerate(ids):
             for token in sequence:
                 if not 0 <= token < self.vocabulary_size:
                     raise InvalidInputError(
                         f"input {index}: token id {token} is outside the vocabulary of {self.vocabulary_size}"
                     )
-        return self._limit([self._completed(list(sequence)) for sequence in ids], truncate)
+        completed = [self._completed(list(sequence)) for sequence in ids]
+        for index, sequence in enumerate(completed):
+            if self._eos_id is not None and sequence.count(self._eos_id) != 1:
+                raise InvalidInputError(
+                    f"input {index}: token id {self._eos_id} is [EOS], which ends a text exactly once; leave it out"
+                )
+        return self._limit(completed, truncate)
 
     def _completed(self, ids: list[int]) -> list[int]:
         prefix, suffix = self._prefix, self._suffix
@@ -165,7 +175,8 @@ class TokenContract:
             "the tokenizer's post-processor changes the text itself; it cannot be truncated safely"
         )
 
-    def _check_eos(self, eos_ids: Sequence[int]) -> None:
+    def _check_eos(self, eos_ids: Sequence[int]) -> int:
+        """The id that ends every text."""
         closing = self._tokenizer.encode("x", add_special_tokens=True).ids[-1]
         eos_id = closing if closing in eos_ids else eos_ids[0]
         for probe in _PROBES:
@@ -177,6 +188,7 @@ class TokenContract:
                     f"id {eos_id}), where the embedding is read. Write it into tokenizer.json, as a TemplateProcessing "
                     f"post-processor '$A {token}'; add_eos_token in tokenizer_config.json alone has no effect"
                 )
+        return eos_id
 
 
 def _has_special_token(tokenizer: Tokenizer, frame: Frame) -> bool:

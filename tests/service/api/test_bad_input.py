@@ -115,8 +115,19 @@ REFUSED = {
     "filter in delete": ("/documents/delete", {"filter": {"must": [{"key": "x", "rang": {}}]}}, "must[0]"),
     "delete nothing": ("/documents/delete", {}, "either ids or filter"),
     "delete both": ("/documents/delete", {"ids": ["a"], "filter": {}}, "either ids or filter"),
-    "delete by an empty filter": ("/documents/delete", {"filter": {}}, "matches every document"),
-    "delete by empty conditions": ("/documents/delete", {"filter": {"must": []}}, "matches every document"),
+    "delete by an empty filter": ("/documents/delete", {"filter": {}}, "match every document"),
+    "delete by an empty filter inside": ("/documents/delete", {"filter": {"must": [{"must": []}]}}, "match every document"),
+    "delete by an empty alternative": (
+        "/documents/delete",
+        {"filter": {"should": [{"key": "x", "match": {"value": 1}}, {"must_not": []}]}},
+        "match every document",
+    ),
+    "delete by no conditions to count": (
+        "/documents/delete",
+        {"filter": {"min_should": {"conditions": [], "min_count": 1}}},
+        "match every document",
+    ),
+    "delete by empty conditions": ("/documents/delete", {"filter": {"must": []}}, "match every document"),
     "delete no ids": ("/documents/delete", {"ids": []}, "ids"),
     "openai without model": ("/v1/embeddings", {"input": "a"}, "model: is missing"),
     "openai empty": ("/v1/embeddings", {"input": "", "model": "m"}, "input: is empty"),
@@ -129,6 +140,8 @@ REFUSED = {
     "openai bool token": ("/v1/embeddings", {"input": [1, True], "model": "m"}, "input[1]"),
     "openai too long tokens": ("/v1/embeddings", {"input": [5] * (MAX_LENGTH + 1), "model": "m"}, "tokens"),
     "openai too many": ("/v1/embeddings", {"input": [[5]] * 11, "model": "m"}, "11 items"),
+    "openai inner end of text": ("/v1/embeddings", {"input": [[5], [5, 256, 6]], "model": "m"}, "input 1: token id 256"),
+    "openai end of text twice": ("/v1/embeddings", {"input": [5, 256, 256], "model": "m"}, "ends a text exactly once"),
     "openai instruction on tokens": ("/v1/embeddings", {"input": [5], "model": "m", "kind": "query"}, "token ids"),
 }  # fmt: skip
 
@@ -145,12 +158,14 @@ ELSEWHERE = {
     "unknown collection, drop": ("DELETE", "/collections/none", None, 404, "not_found", "none"),
     "unknown collection, search": ("POST", "/search", {"query": "a", "collection": "none"}, 404, "not_found", "PUT /collections/none"),
     "unknown collection, write": ("POST", "/documents", docs(doc(), collection="none"), 404, "not_found", "PUT /collections/none"),
-    "unknown collection, get": ("GET", "/documents/a?collection=none", None, 404, "not_found", "none"),
+    "unknown collection, get": ("GET", "/documents/a?collection=none", None, 404, "not_found", "PUT /collections/none"),
     "unknown collection, delete": ("POST", "/documents/delete", {"ids": ["a"], "collection": "none"}, 404, "not_found", "none"),
     "collection name": ("PUT", "/collections/a%20b", None, 422, "invalid_input", "name"),
     "collection name too long": ("PUT", "/collections/" + "a" * 65, None, 422, "invalid_input", "name"),
     "collection name reserved": ("PUT", "/collections/a--b", None, 422, "invalid_input", "--"),
     "two collections": ("POST", "/documents?collection=b", docs(doc(), collection="a"), 422, "invalid_input", "URL"),
+    "unknown parameter": ("POST", "/documents?colection=papers", docs(doc()), 422, "invalid_input", "colection: unknown query parameter; this call takes collection, truncate"),
+    "unknown parameter, health": ("GET", "/health/live?x=1", None, 422, "invalid_input", "this call takes none"),
     "reindex": ("POST", "/collections/default/reindex", None, 501, "not_implemented", "Reindexing"),
     "reindex progress": ("GET", "/collections/default/reindex", None, 501, "not_implemented", "Reindexing"),
     "reindex of nothing": ("POST", "/collections/none/reindex", None, 404, "not_found", "none"),
@@ -294,3 +309,40 @@ def test_bad_timeouts_get_422(small, seconds):
     response = small.get("/info", headers={"X-Request-Timeout": seconds})
 
     assert "X-Request-Timeout" in problem_of(response, 422, "invalid_input")["detail"]
+
+
+@pytest.mark.parametrize(
+    ("query", "timeout", "words"),
+    [("?colection=papers", "1", "colection: unknown query parameter"), ("", "abc", "X-Request-Timeout")],
+)
+def test_stream_with_a_bad_parameter_or_timeout_gets_422(small, query, timeout, words):
+    headers = {"content-type": "application/x-ndjson", "X-Request-Timeout": timeout}
+
+    response = small.post(f"/documents{query}", content=b"", headers=headers)
+
+    assert words in problem_of(response, 422, "invalid_input")["detail"]
+
+
+def test_front_page_may_have_parameters_of_its_own(small):
+    assert small.get("/?q=merge").status_code == 200
+
+
+def test_documents_415_names_both_content_types(small):
+    response = small.post("/documents", content=b"{}", headers={"content-type": "text/plain"})
+
+    detail = problem_of(response, 415, "unsupported_media_type")["detail"]
+    assert detail.endswith("send application/json or application/x-ndjson.")
+
+
+@pytest.mark.parametrize("document_id", [".", ".."])
+def test_ids_that_no_url_can_name_are_refused(small, document_id):
+    response = small.post("/documents", json=docs(doc(document_id)))
+
+    assert "no URL can name it" in problem_of(response, 422, "invalid_input")["detail"]
+
+
+def test_long_names_of_unknown_fields_are_cut(small):
+    response = small.post("/embed", json={"inputs": "a", "kind": "query", "x" * 10_000: 1})
+
+    (error,) = problem_of(response, 422, "invalid_input")["errors"]
+    assert error["location"] == "x" * 200

@@ -14,7 +14,7 @@ from tests.service.api.parts import DIMENSION, MAX_LENGTH, tiny_checkpoint
 
 def test_live_and_ready_when_all_parts_are(client):
     assert client.get("/health/live").json() == {"status": "live"}
-    assert client.get("/health/ready").json() == {"status": "ready", "encoder": True, "store": True, "accepting": True}
+    assert client.get("/health/ready").json() == {"status": "ready", "encoder": True, "store": True}
 
 
 def test_ready_names_what_is_away_while_live_stays(make_client):
@@ -25,7 +25,7 @@ def test_ready_names_what_is_away_while_live_stays(make_client):
     response = client.get("/health/ready")
 
     assert (response.status_code, response.json()["code"]) == (503, "not_ready")
-    assert response.json()["parts"] == {"encoder": False, "store": True, "accepting": True}
+    assert response.json()["parts"] == {"encoder": False, "store": True}
     assert int(response.headers["retry-after"]) >= 1
     assert client.get("/health/live").status_code == 200
 
