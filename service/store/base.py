@@ -168,12 +168,8 @@ class Store(Protocol):
         """Exact number of documents that match."""
         ...
 
-    async def search(self, collection: str, embedding: Embedding, options: SearchOptions) -> list[Hit]:
-        """Best documents by cosine, descending; shape of `embedding` (dimension,)."""
-        ...
-
     async def search_batch(self, collection: str, embeddings: Embedding, options: SearchOptions) -> list[list[Hit]]:
-        """`search` for each row of `embeddings`, shape (num_queries, dimension)."""
+        """Best documents by cosine, descending, for each row of `embeddings`, shape (num_queries, dimension)."""
         ...
 
     async def snapshot(self) -> Snapshot:

@@ -188,10 +188,6 @@ class EdgeStore:
         num_matching: int = await self._call("count", collection, _stored(filter))
         return num_matching
 
-    async def search(self, collection: str, embedding: Embedding, options: SearchOptions) -> list[Hit]:
-        """See `Store`."""
-        return (await self.search_batch(collection, np.asarray(embedding)[None], options))[0]
-
     async def search_batch(self, collection: str, embeddings: Embedding, options: SearchOptions) -> list[list[Hit]]:
         """See `Store`; all queries share one pass over the vectors."""
         queries = check_embeddings(embeddings, await self._dimension(collection))

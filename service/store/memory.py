@@ -146,10 +146,6 @@ class MemoryStore:
         """See `Store`."""
         return len(self._collection(collection).matching(filter))
 
-    async def search(self, collection: str, embedding: Embedding, options: SearchOptions) -> list[Hit]:
-        """See `Store`."""
-        return (await self.search_batch(collection, np.asarray(embedding)[None], options))[0]
-
     async def search_batch(self, collection: str, embeddings: Embedding, options: SearchOptions) -> list[list[Hit]]:
         """See `Store`."""
         found = self._collection(collection)

@@ -161,10 +161,6 @@ class QdrantStore:
         result = await self._on(collection, "count", count_filter=_model(filter), exact=True, timeout=self._seconds)
         return int(result.count)
 
-    async def search(self, collection: str, embedding: Embedding, options: SearchOptions) -> list[Hit]:
-        """See `Store`."""
-        return (await self.search_batch(collection, np.asarray(embedding)[None], options))[0]
-
     async def search_batch(self, collection: str, embeddings: Embedding, options: SearchOptions) -> list[list[Hit]]:
         """See `Store`; one request."""
         known = await self._collection(collection)

@@ -245,14 +245,29 @@ def test_stream_stops_reading_when_batches_wait_and_ends_well():
     run(body)
 
 
+class TellingStore(MemoryStore):
+    def __init__(self):
+        super().__init__()
+        self.written = asyncio.Event()
+
+    async def upsert(self, collection, points):
+        await super().upsert(collection, points)
+        self.written.set()
+
+
 def test_stream_client_gone_keeps_what_was_written_and_stops():
     async def body():
-        async with gated_app() as (app, _):
+        store = TellingStore()
+        async with gated_app(store=store) as (app, encoder):
             exchange = Exchange(app, "POST", "/documents", {"content-type": "application/x-ndjson"})
-            exchange.feed(b'{"id": "a", "text": "t"}\n')
+            for number in range(260):  # one chunk of 256, and a few more
+                exchange.feed(json.dumps({"id": str(number), "text": "t"}).encode() + b"\n")
+            await release_until(asyncio.ensure_future(store.written.wait()), encoder)
             exchange.hang_up()
             await exchange.done
-            assert (await app.state.services.store.describe_collection("default")).num_documents == 0
+            assert (exchange.problem()["code"], exchange.problem()["indexed"]) == ("client_gone", 256)
+            assert (await store.describe_collection("default")).num_documents == 256
+            assert encoder.waiting.empty()
 
     run(body)
 

@@ -102,7 +102,7 @@ async def test_search_while_the_child_restarts_answers_after_it(tmp_path: Path) 
     store = await opened(tmp_path)
     await store.upsert("c", [point("d")])
     kill_child(store)
-    (hit,) = await store.search("c", point("d").embedding, SearchOptions())
+    ((hit,),) = await store.search_batch("c", point("d").embedding[None], SearchOptions())
     assert hit.document == point("d").document
     await store.stop()
 

@@ -112,7 +112,7 @@ async def test_collection_dropped_by_another_process_is_not_found(local: QdrantS
     with pytest.raises(NotFoundError):
         await local.upsert("c", [point])
     with pytest.raises(NotFoundError):
-        await local.search("c", point.embedding, SearchOptions())
+        await local.search_batch("c", point.embedding[None], SearchOptions())
 
 
 async def test_create_collection_left_without_its_alias_is_taken_up(local: QdrantStore) -> None:
