@@ -8,6 +8,7 @@ each of them whole, may be there, and repeating the call is safe.
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -45,6 +46,8 @@ from service.store.points import (
     to_payload,
     unknown_collection,
 )
+
+log = logging.getLogger(__name__)
 
 _POINTS_PER_REQUEST = 256
 _PAUSE_SECONDS = 0.2  # before the second try, and between two looks whether the server is back
@@ -268,7 +271,7 @@ class QdrantStore:
             raise
 
     async def _call(self, method: str, **arguments: Any) -> Any:
-        """Call a method of the client, twice if the server is away. Raises StoreError with the cause."""
+        """Call a method of the client, twice if the server is away. Raises StoreError; its cause is in the log."""
         call = getattr(self._client, method)
         try:
             try:
@@ -281,7 +284,9 @@ class QdrantStore:
         except EoseekError:
             raise
         except (grpc.RpcError, ApiException, QdrantException, ValueError) as error:
-            raise StoreError(f"Qdrant could not {method.replace('_', ' ')}: {_reason(error)}") from error
+            # the server's words may hold its paths and address, and the error goes to whoever made the request
+            log.warning("Qdrant could not %s: %s", method.replace("_", " "), _reason(error))
+            raise StoreError(f"Qdrant could not {method.replace('_', ' ')}; the service's log has more") from error
 
     async def _watched(self, call: Callable[..., Awaitable[Any]], arguments: dict[str, Any]) -> Any:
         """Call, and notice whether the server is there."""

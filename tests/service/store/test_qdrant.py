@@ -77,12 +77,13 @@ async def test_call_is_made_again_when_the_server_was_away(flaky: tuple[FlakyCol
 
 
 async def test_server_that_stays_away_gives_store_error_and_is_found_again(
-    flaky: tuple[FlakyCollections, QdrantStore],
+    flaky: tuple[FlakyCollections, QdrantStore], caplog: pytest.LogCaptureFixture
 ) -> None:
     collections, store = flaky
     collections.num_failures = 1000
-    with pytest.raises(StoreError, match="moving house"):
+    with pytest.raises(StoreError, match="could not get aliases; the service's log has more"):
         await store.list_collections()
+    assert "moving house" in caplog.text
     assert not store.is_ready
     collections.is_asked.clear()
     collections.num_failures = 0
