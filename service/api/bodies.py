@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, cast
 
 from fastapi import Request, Response
+from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
@@ -59,7 +60,9 @@ def _check_json_type(request: Request, others: Iterable[str]) -> None:
 
 def _check_query(request: Request, route: APIRoute) -> None:
     """Refuse query parameters that the route does not know: a misspelt one would be ignored."""
-    known = [parameter.alias for parameter in route.dependant.query_params]
+    if not request.query_params:
+        return
+    known = [parameter.alias for parameter in get_flat_dependant(route.dependant, skip_repeats=True).query_params]
     for name in request.query_params:
         if name not in known:
             raise InvalidInputError(

@@ -13,7 +13,9 @@ from service.schemas import CollectionName, CollectionOut, CollectionsResponse
 from service.store.base import CollectionInfo
 
 router = APIRouter(route_class=JsonRoute, prefix="/collections", tags=["collections"])
-_NamePath = Annotated[CollectionName, Path(description="1 to 64 of `A-Z a-z 0-9 _ -`, without `--`.", examples=["docs"])]
+_NamePath = Annotated[
+    CollectionName, Path(description="1 to 64 of `A-Z a-z 0-9 _ -`, without `--`.", examples=["docs"])
+]
 
 
 async def _allowed(name: _NamePath, caller: CallerDep) -> str:

@@ -22,7 +22,7 @@ def test_unknown_variable_is_refused_with_the_nearest_name(
 
 
 def test_variables_of_the_client_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("EOSEEK_URL", "EOSEEK_API_KEY", "EOSEEK_API_KEY_FILE"):
+    for name in ("EOSEEK_URL", "EOSEEK_API_KEY", "EOSEEK_TEST_QDRANT_URL"):
         monkeypatch.setenv(name, "x")
 
     Settings()

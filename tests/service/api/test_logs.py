@@ -65,7 +65,7 @@ def test_request_line_has_route_status_seconds_and_id_and_no_text(start_log, mak
     secret = {"query": "my secret", "filter": {"must": [{"key": "secret", "match": {"value": "secret"}}]}}
     lines = start_log("info", "json")
 
-    client.post("/search?secret=secret", json=secret, headers={"X-Request-Id": "find-me", "api-key": "secret"})
+    client.post("/search", json=secret, headers={"X-Request-Id": "find-me", "api-key": "secret"})
     client.get("/documents/secret")
     client.get("/health/ready")
 
