@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -239,17 +240,19 @@ def _load(settings: EncoderSettings) -> Checkpoint:
 
 
 def _worker_encoder(settings: EncoderSettings, checkpoint: Checkpoint, metrics: Metrics) -> WorkerEncoder:
-    options = {
+    options: dict[str, Any] = {
         "checkpoint_path": str(checkpoint.path),
         "dtype": settings.dtype,
-        "device": settings.device,
-        "threads": settings.threads,
         "max_length": settings.max_length,
         "trust_remote_code": settings.trust_remote_code,
         "fingerprint": checkpoint.fingerprint,
     }
+    if settings.backend == "vllm":
+        options |= {"tensor_parallel": settings.tensor_parallel, "memory_share": settings.memory_share}
+    else:
+        options |= {"device": settings.device, "threads": settings.threads}
     return WorkerEncoder(
-        options,
+        options | {"factory": f"service.encoders.{settings.backend}_encoder:load_encoder"},
         start_timeout_seconds=settings.start_timeout_seconds,
         on_event=partial(metrics.count_child_event, "encoder"),
     )

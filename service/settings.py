@@ -141,13 +141,17 @@ class ApiSettings(Group):
 class EncoderSettings(Group):
     """The checkpoint and what executes it."""
 
-    backend: Literal["torch"] = Field("torch", description="Which engine encodes.")
+    backend: Literal["torch", "vllm"] = Field(
+        "torch", description="Which engine encodes; `vllm` needs the extra `vllm` and pays off on GPUs."
+    )
     checkpoint: str = Field("default", description="`default`, a checkpoint directory, or a hub name.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic; `auto` is bfloat16 where the processor has it, else float32."
     )
     device: str = Field("auto", description="`cpu`, `cuda`, `cuda:1`; `auto` takes CUDA where there is one.")
     threads: int = Field(0, ge=0, description="CPU threads of the worker; 0 takes one a core.")
+    tensor_parallel: int = Field(1, gt=0, description="GPUs that share the model; vLLM only.")
+    memory_share: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that vLLM may take.")
     max_length: int | None = Field(
         None, gt=1, description="Longest text in tokens, [EOS] included; default is the checkpoint's own."
     )

@@ -104,6 +104,23 @@ def load_checkpoint(name_or_path: str, *, max_length: int | None = None, trust_r
         raise type(error)(f"checkpoint {path}: {error.detail}") from error
 
 
+def load_served(
+    name_or_path: str, *, max_length: int | None, trust_remote_code: bool, fingerprint: str | None
+) -> Checkpoint:
+    """As `load_checkpoint`, for a worker, whose vectors belong to `fingerprint`; None takes whatever is there.
+
+    Raises:
+        ConfigurationError: also if it is another checkpoint by now; a worker that restarts must not embed with it.
+    """
+    checkpoint = load_checkpoint(name_or_path, max_length=max_length, trust_remote_code=trust_remote_code)
+    if fingerprint not in (None, checkpoint.fingerprint):
+        raise ConfigurationError(
+            f"checkpoint {checkpoint.path} has changed: its fingerprint is {checkpoint.fingerprint}, "
+            f"the service started with {fingerprint}; put the old one back, or restart the service and re-index"
+        )
+    return checkpoint
+
+
 def _load(path: Path, asked_name: str, max_length: int | None, trust_remote_code: bool) -> Checkpoint:
     config = _read_json(path / "config.json")
     if "auto_map" in config and not trust_remote_code:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 from service.encoders.base import Embeddings, Pooling, TokenIds
-from service.encoders.checkpoint import T5_FAMILIES, Checkpoint, load_checkpoint, weight_files
+from service.encoders.checkpoint import T5_FAMILIES, Checkpoint, load_served, weight_files
 from service.encoders.packed import enable_packing, keep_norms_in_float32, packed_forward, padded_forward
 from service.encoders.pooling import pool
 from service.encoders.probes import check_probes
@@ -198,13 +198,9 @@ def load_encoder(
     Raises:
         ConfigurationError: the checkpoint cannot be served; says why.
     """
-    checkpoint = load_checkpoint(checkpoint_path, max_length=max_length, trust_remote_code=trust_remote_code)
-    if fingerprint not in (None, checkpoint.fingerprint):
-        # a worker that restarts must not embed with weights that were put there since
-        raise ConfigurationError(
-            f"checkpoint {checkpoint.path} has changed: its fingerprint is {checkpoint.fingerprint}, "
-            f"the service started with {fingerprint}; put the old one back, or restart the service and re-index"
-        )
+    checkpoint = load_served(
+        checkpoint_path, max_length=max_length, trust_remote_code=trust_remote_code, fingerprint=fingerprint
+    )
     if threads:
         torch.set_num_threads(threads)
     device = choose_device(device)
