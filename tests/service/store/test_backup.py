@@ -232,10 +232,14 @@ def cut(file: Path, num_bytes: int) -> None:
     file.write_bytes(file.read_bytes()[:num_bytes])
 
 
-def flip(file: Path, at: float) -> None:
+def flip(file: Path, member: Callable[[list[zipfile.ZipInfo]], zipfile.ZipInfo]) -> None:
+    """Change a byte of a member's data; one of a header that nobody reads would be no damage."""
+    with zipfile.ZipFile(file) as archive:
+        info = member(archive.infolist())
     data = bytearray(file.read_bytes())
-    data[int(at * len(data))] ^= 0x55
-    file.write_bytes(bytes(data))
+    names = [int.from_bytes(data[info.header_offset + at : info.header_offset + at + 2], "little") for at in (26, 28)]
+    data[info.header_offset + 30 + sum(names) + info.compress_size // 2] ^= 0xFF
+    file.write_bytes(data)
 
 
 def other_sum(file: Path) -> None:
@@ -260,8 +264,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty": lambda file: cut(file, 0),
     "cut in the middle": lambda file: cut(file, file.stat().st_size // 2),
     "cut by one byte": lambda file: cut(file, file.stat().st_size - 1),
-    "flipped early": lambda file: flip(file, 0.1),
-    "flipped late": lambda file: flip(file, 0.6),
+    "flipped in a file": lambda file: flip(file, lambda infos: max(infos, key=lambda info: info.compress_size)),
+    "flipped in the manifest": lambda file: flip(file, lambda infos: infos[-1]),
     "another sum": other_sum,
     "no manifest": lambda file: without(file, "manifest.json"),
     "no file": lambda file: without(file, "docs--ffffffff/collection.json"),
