@@ -76,6 +76,7 @@ def encoder(checkpoint) -> Iterator[VllmEncoder]:
 
 @pytest.mark.integration
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # vLLM's own, of which there are many
 def test_vllm_gives_the_vectors_of_torch_in_input_order(checkpoint, encoder):
     token_ids = checkpoint.contract.documents([("", text) for text in TEXTS], truncate=True).token_ids
     token_ids += checkpoint.contract.queries(TEXTS, instruction="Find it", truncate=True).token_ids
