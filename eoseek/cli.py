@@ -318,11 +318,14 @@ def _settings() -> "Settings":
 
 
 def _refused_setting(error: "ErrorDetails") -> str:
-    """Variable, value and reason; not the value of a whole group, nor of what holds a key."""
+    """Variable, value and reason; not the value of a whole group, nor of what holds a key, nor under an unknown name,
+    which may be a misspelt one of a key."""
     place = list(map(str, error["loc"]))
-    is_hidden = isinstance(error["input"], dict) or not {"keys", "api_key"}.isdisjoint(place)
+    is_unknown = error["type"] == "extra_forbidden"
+    is_hidden = is_unknown or isinstance(error["input"], dict) or not {"keys", "api_key"}.isdisjoint(place)
     shown = "" if is_hidden else f"={error['input']!r}"
-    return f"EOSEEK_{'__'.join(place).upper()}{shown}: {error['msg']}"
+    reason = "there is no such setting" if is_unknown else error["msg"]
+    return f"EOSEEK_{'__'.join(place).upper()}{shown}: {reason}"
 
 
 def _client(url: str, api_key: str | None, *, retry_seconds: float = 30.0) -> "Client":

@@ -189,7 +189,7 @@ def test_demo_indexes_the_standard_library_and_prints_a_search(eoseek, url, serv
     ("name", "value", "place"),
     [
         ("EOSEEK_API__PORT", "many", "EOSEEK_API__PORT='many'"),
-        ("EOSEEK_API__PROT", "1", "EOSEEK_API__PROT='1'"),
+        ("EOSEEK_API__PROT", "1", "EOSEEK_API__PROT: there is no such setting"),
         ("EOSEEK_STORE__KIND", "disk", "EOSEEK_STORE__KIND='disk'"),
         ("EOSEEK_API", "{", "api"),
     ],
@@ -213,6 +213,9 @@ KEY = "key-0123456789abcdef0123456789abcdef"
         ("EOSEEK_API__KEYS", f'[{{"role": "read", "key": "{KEY}"}}, {{"role": "admin", "key": "{KEY}"}}]', "same key"),
         ("EOSEEK_API__KEYS", KEY, "EOSEEK_API__KEYS: "),
         ("EOSEEK_API__KEYS__0__KEY", KEY, "EOSEEK_API__KEYS: "),
+        ("EOSEEK_API__KEY", KEY, "EOSEEK_API__KEY: there is no such setting"),
+        ("EOSEEK_STORE__APIKEY", KEY, "EOSEEK_STORE__APIKEY: there is no such setting"),
+        ("EOSEEK_STORE", json.dumps({"token": KEY}), "EOSEEK_STORE__TOKEN: there is no such setting"),
     ],
 )
 def test_serve_wrong_key_setting_says_what_is_wrong_and_shows_no_key(eoseek, monkeypatch, name, value, place):
