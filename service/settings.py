@@ -22,6 +22,8 @@ from service.paths import cache_dir
 _PREFIX = "EOSEEK_"
 _OTHERS = frozenset({"EOSEEK_URL", "EOSEEK_API_KEY"})  # read by the client; one environment often serves both sides
 _TESTS = "EOSEEK_TEST_"
+# Kubernetes sets these in every pod beside a Service that is called eoseek or eoseek-something
+_SERVICE_LINK = re.compile(r"EOSEEK_(\w+_)?((SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_\w+)=|PORT=\w+://).*")
 MIN_KEY_CHARS = 32
 Role = Literal["read", "write", "admin"]
 _KEY = re.compile(rf"[A-Za-z0-9._~+/=-]{{{MIN_KEY_CHARS},512}}")
@@ -231,10 +233,10 @@ class Settings(BaseSettings):
     @classmethod
     def _knows_every_variable(cls, values: Any) -> Any:
         # a misspelt one below a group is refused there; without this a misspelt group would be ignored
-        for name in sorted(map(str.upper, os.environ)):
+        for name, value in sorted((name.upper(), value) for name, value in os.environ.items()):
             field = name.removeprefix(_PREFIX).partition("__")[0].lower()
             is_known = name in _OTHERS or name.startswith(_TESTS) or field in cls.model_fields
-            if name.startswith(_PREFIX) and not is_known:
+            if name.startswith(_PREFIX) and not is_known and not _SERVICE_LINK.fullmatch(f"{name}={value}"):
                 nearest = difflib.get_close_matches(name, [*_variables(cls, _PREFIX), *_OTHERS], n=1, cutoff=0)[0]
                 raise ConfigurationError(f"{name} is no setting; the nearest one is {nearest}")
         return values
