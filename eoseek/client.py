@@ -18,6 +18,8 @@ import httpx
 DEFAULT_URL = "http://127.0.0.1:8080"
 _RETRIED_STATUSES = frozenset({429, 503})
 _MAX_PAUSE_SECONDS = 10.0
+_CONNECT_SECONDS = 10.0
+_COPY_SECONDS = 3600.0  # what the service may take to copy its store, before it sends the first byte of a backup
 
 Json = dict[str, Any]
 _T = TypeVar("_T")
@@ -121,7 +123,7 @@ class Client:
             raise EoseekClientError(None, "configuration", "the API key has a character that no key has (not shown)")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
-            timeout = httpx.Timeout(timeout_seconds, connect=10.0)
+            timeout = httpx.Timeout(timeout_seconds, connect=_CONNECT_SECONDS)
             self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, transport=transport)
         except (httpx.InvalidURL, ValueError) as error:
             raise EoseekClientError(None, "configuration", f"{url!r} is not a url: {error}") from error
@@ -221,7 +223,8 @@ class Client:
     def backup(self) -> Iterator[Iterator[bytes]]:
         """The blocks of a backup of all collections. Raises EoseekClientError, also where it breaks off; no retries."""
         try:
-            with self._http.stream("GET", "/backup") as response:
+            timeout = httpx.Timeout(_COPY_SECONDS, connect=_CONNECT_SECONDS)
+            with self._http.stream("POST", "/backup", timeout=timeout) as response:
                 if not response.is_success:
                     response.read()
                     raise _problem(response)

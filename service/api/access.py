@@ -45,7 +45,7 @@ ACCESS: Mapping[tuple[str, str], Access] = {
     ("DELETE", "/documents/{document_id}"): "write",
     ("PUT", "/collections/{name}"): "write",
     ("DELETE", "/collections/{name}"): "admin",
-    ("GET", "/backup"): "admin",
+    ("POST", "/backup"): "admin",
     ("POST", "/collections/{name}/reindex"): "admin",
 }
 

@@ -1,4 +1,7 @@
-"""`GET /backup`: all collections of the embedded store as one file, as of one moment each, while it serves."""
+"""`POST /backup`: all collections of the embedded store as one file, as of one moment each, while it serves.
+
+No GET, since it copies the store: a page of another site must not make a browser ask for it.
+"""
 
 import asyncio
 import shutil
@@ -9,14 +12,14 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from service.api.access import CallerDep
+from service.api.bodies import StreamRoute
 from service.api.problems import problems
 from service.api.services import ServicesDep
 from service.errors import ForbiddenError
 from service.store import backup
 from service.store.base import Snapshot
 
-# no JsonRoute: a copy takes as long as the disk needs, so there is no deadline
-router = APIRouter(tags=["operations"])
+router = APIRouter(route_class=StreamRoute, tags=["operations"])  # a copy takes as long as the disk needs
 _FILE: dict[int | str, dict[str, Any]] = {
     200: {"description": "A backup", "content": {backup.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 }
@@ -41,7 +44,7 @@ class _Backup(StreamingResponse):
             await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
 
-@router.get("/backup", response_class=StreamingResponse, responses=_FILE | problems(500, 501, 503))
+@router.post("/backup", response_class=StreamingResponse, responses=_FILE | problems(422, 500, 501, 503))
 async def back_up(services: ServicesDep, caller: CallerDep) -> Response:
     """A zip file for `eoseek restore`. The embedded store only: a Qdrant server has snapshots of its own."""
     if caller.collections is not None:

@@ -185,8 +185,8 @@ class JsonRoute(APIRoute):
         return handle_in_time
 
 
-class NdjsonRoute(APIRoute):
-    """A route for `application/x-ndjson` only; it reads its body itself and has no deadline as a whole."""
+class StreamRoute(APIRoute):
+    """A route that reads a stream or answers with one: it has no deadline as a whole."""
 
     def get_route_handler(self) -> Handler:
         """FastAPI's handler, behind the checks that `JsonRoute` makes too."""
@@ -198,6 +198,10 @@ class NdjsonRoute(APIRoute):
             return await handle(request)
 
         return handle_checked
+
+
+class NdjsonRoute(StreamRoute):
+    """A route for `application/x-ndjson` only, which it reads itself."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """No match for other content types, so that the JSON route of the same path gets them."""

@@ -57,6 +57,20 @@ def test_save_writes_the_whole_file_in_place_of_an_older_one(good, tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_backup_is_waited_for_longer_than_other_calls_while_the_service_copies_its_store():
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((request.method, request.url.path, request.extensions["timeout"]))
+        return httpx.Response(200, content=b"zip")
+
+    with Client(timeout_seconds=5, transport=httpx.MockTransport(answer)) as client, client.backup() as blocks:
+        assert list(blocks) == [b"zip"]
+
+    ((method, path, limits),) = asked
+    assert (method, path, limits["connect"], limits["read"]) == ("POST", "/backup", 10, 3600)
+
+
 def lost(data: bytes):
     yield data[:1000]
     raise httpx.ReadError("connection lost")

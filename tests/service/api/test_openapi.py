@@ -14,7 +14,7 @@ CALLS = {
     "DELETE /documents/{document_id}", "POST /documents/delete", "GET /collections", "PUT /collections/{name}",
     "GET /collections/{name}", "DELETE /collections/{name}", "POST /collections/{name}/reindex",
     "GET /collections/{name}/reindex", "POST /v1/embeddings", "GET /health/live", "GET /health/ready", "GET /info",
-    "GET /metrics", "GET /backup",
+    "GET /metrics", "POST /backup",
 }  # fmt: skip
 
 
