@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
-from service.errors import EoseekError
+from service.errors import EoseekError, NotImplementedHereError
 from service.metrics import Metrics
 from service.store.base import Store
 
@@ -40,10 +40,17 @@ def _metered(method: Callable[..., Awaitable[Any]], operation: str, metrics: Met
         try:
             return await method(*args, **options)
         except Exception as error:
-            if not isinstance(error, EoseekError) or error.status >= 500:
+            if _is_failure(error):
                 metrics.count_store_errors(operation)
             raise
         finally:
             metrics.observe_store_call(operation, time.monotonic() - started)
 
     return call
+
+
+def _is_failure(error: Exception) -> bool:
+    """Whether the store is at fault: not its caller, nor a call that it is not made for."""
+    return not isinstance(error, EoseekError) or (
+        error.status >= 500 and not isinstance(error, NotImplementedHereError)
+    )

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.errors import NotFoundError, StoreError
+from service.errors import NotFoundError, NotImplementedHereError, StoreError
 from service.metrics import Metrics
 from service.store.memory import MemoryStore
 from service.store.metered import metered
@@ -52,3 +52,12 @@ def test_metered_store_does_not_count_what_its_caller_did_wrong():
         asyncio.run(metered(MemoryStore(), metrics).describe_collection("nothing"))
 
     assert sample(metrics, "eoseek_store_errors_total", "describe_collection") == 0
+
+
+def test_metered_store_does_not_count_what_it_is_not_made_for():
+    metrics = Metrics(CollectorRegistry())
+
+    with pytest.raises(NotImplementedHereError):
+        asyncio.run(metered(MemoryStore(), metrics).snapshot())
+
+    assert sample(metrics, "eoseek_store_errors_total", "snapshot") == 0
