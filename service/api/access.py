@@ -94,6 +94,7 @@ class AccessMiddleware:
             try:
                 scope["state"]["caller"] = self._admit(scope)
             except EoseekError as error:
+                scope["state"]["error_code"] = error.code  # for the request's line in the log
                 await respond(scope["state"]["request_id"], error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

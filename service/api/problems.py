@@ -120,7 +120,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         headers["Allow"] = ", ".join(_allowed_methods(request))
         detail = f"{request.method} {path}: this path answers {headers['Allow']}."
     title = HTTPStatus(status).phrase
-    response = problem(request_id(request), status, code=title.lower().replace(" ", "_"), title=title, detail=detail)
+    request.state.error_code = code = title.lower().replace(" ", "_")
+    response = problem(request_id(request), status, code=code, title=title, detail=detail)
     response.headers.update(headers)
     return response
 

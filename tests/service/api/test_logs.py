@@ -112,6 +112,31 @@ def test_request_line_and_the_line_of_its_fault_share_id_and_code(start_log, mak
     assert fault.get("code", "internal") == code
 
 
+KEY = "r-" + "0123456789" * 4
+
+
+@pytest.mark.parametrize(
+    ("key", "method", "path", "code"),
+    [
+        (None, "GET", "/info", "unauthorized"),
+        (KEY[:-1], "GET", "/info", "unauthorized"),
+        (KEY, "PUT", "/collections/c", "forbidden"),
+        (KEY, "GET", "/no/such/path", "not_found"),
+        (KEY, "GET", "/search", "method_not_allowed"),
+    ],
+)
+def test_request_line_of_a_refusal_has_its_code_and_no_key(start_log, make_client, key, method, path, code):
+    client = make_client(keys=json.dumps([{"role": "read", "key": KEY}]))
+    lines = start_log("debug", "json")
+
+    client.request(method, path, headers={"authorization": f"Bearer {key}"} if key else {})
+
+    written = lines()
+    (request,) = [each for each in map(json.loads, written) if each["logger"] == "eoseek.requests"]
+    assert request["code"] == code
+    assert KEY[:-1] not in "".join(written)
+
+
 @pytest.mark.parametrize(
     ("level", "form", "is_logged"), [("info", "text", False), ("debug", "text", True), ("warning", "json", False)]
 )
