@@ -52,7 +52,7 @@ ACCESS: Mapping[tuple[str, str], Access] = {
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request: the collections that the key is for, None for all of them."""
+    """Who sent a request: the collections that the key is for, None for all of them, as where no key is asked for."""
 
     collections: frozenset[str] | None = None
 
@@ -68,6 +68,14 @@ class Caller:
                 challenge='error="insufficient_scope"',
             )
         return collection
+
+    def check_all(self, what: str) -> None:
+        """Raise ForbiddenError unless the key is for all collections, of each of which `what` tells."""
+        if self.collections is not None:
+            raise ForbiddenError(
+                f"{what} of every collection: use a key that is for all of them.",
+                challenge='error="insufficient_scope"',
+            )
 
 
 async def caller_of(request: Request) -> Caller:
@@ -100,7 +108,7 @@ class AccessMiddleware:
         await self._app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> Caller | None:
-        """The caller; None where nobody asks for one."""
+        """The caller; None where no route will ask for one."""
         route = _route(scope)
         if route is None:  # 404 or 405
             return None
@@ -110,7 +118,7 @@ class AccessMiddleware:
             self._check_origin(scope["method"], headers)
             return Caller()
         role = role_for(scope["method"], path_of(route), self._settings)
-        return Caller(self._keyring.admit(headers.get("authorization"), role).collections) if role else None
+        return Caller(self._keyring.admit(headers.get("authorization"), role).collections) if role else Caller()
 
     def _check_origin(self, method: str, headers: Headers) -> None:
         """A page of another site, or of a name that was made to point here, may send what needs no preflight."""

@@ -10,6 +10,7 @@ from prometheus_client import exposition
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from service import __version__
+from service.api.access import CallerDep
 from service.api.bodies import JsonRoute
 from service.api.problems import problems
 from service.api.services import Services, ServicesDep
@@ -64,8 +65,9 @@ async def info(services: ServicesDep) -> Info:
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=_METRICS_TEXT | problems(422, 500))
-async def metrics(services: ServicesDep, accept: Annotated[str, Header()] = "") -> Response:
+async def metrics(services: ServicesDep, caller: CallerDep, accept: Annotated[str, Header()] = "") -> Response:
     """Metrics in the text format that the scraper asks for."""
+    caller.check_all("Metrics have names and sizes")
     await _report_collections(services)
     registry = services.metrics.registry
     if "application/openmetrics-text" in accept:

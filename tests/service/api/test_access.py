@@ -184,6 +184,8 @@ def test_access_operations_closed_want_a_key(make_client):
         assert client.get(path).status_code == 401
         assert client.get(path, headers=bearer(READ)).status_code == 200
     assert client.get("/").status_code == 200
+    assert client.get("/health/ready", headers=bearer(DOCS_ONLY)).status_code == 200
+    assert client.get("/metrics", headers=bearer(DOCS_ONLY)).status_code == 403  # they name every collection
 
 
 def test_access_refused_before_the_body_is_read(keyed):
