@@ -16,15 +16,18 @@ const search = new SearchView();
 const add = new AddView();
 const collections = new CollectionsView();
 let isLoaded = false;
+let isRefused = false; // for want of a key, so that asking again without one is no use
 
 async function load() {
   try {
     await loadInfo();
     context.collection ||= readAddress().collection ?? "";
     await loadCollections();
+    isRefused = false;
   } catch (error) {
-    showNotice(errorCard(error, error.status === 401 ? "" : button("Try again", load)));
-    if (error.status === 401) byId("settings").open = true;
+    isRefused = error.status === 401;
+    showNotice(errorCard(error, isRefused ? "" : button("Try again", load)));
+    if (isRefused) byId("settings").open = true;
     return;
   }
   isLoaded = true;
@@ -102,8 +105,8 @@ async function watchHealth() {
   try {
     await call("GET", "health/ready");
     showHealth("ready", "Ready");
-    if (!isLoaded) await load();
-    isReady = isLoaded;
+    if (!isLoaded && !isRefused) await load();
+    isReady = isLoaded || isRefused;
   } catch (error) {
     isReady = false;
     const away = Object.entries(error.parts ?? {})

@@ -16,14 +16,19 @@ export async function loadInfo() {
   context.info = await call("GET", "info");
 }
 
-/** Loads the list; without a choice so far takes the default collection, or the demo where only that one is filled. */
+/** Loads the list; without a choice so far takes one of it. */
 export async function loadCollections() {
   context.collections = (await call("GET", "collections")).collections;
-  const filled = context.collections.filter((each) => each.documents > 0).map((each) => each.name);
-  const fallback = context.info.default_collection;
-  if (!context.collection)
-    context.collection = !filled.includes(fallback) && filled.includes("demo") ? "demo" : fallback;
+  context.collection ||= firstChoice(context.info.default_collection);
   announce();
+}
+
+/** The default collection or, where that holds nothing, the demo; of those that a key is for, if it is for neither, one. */
+function firstChoice(fallback) {
+  const names = context.collections.map((each) => each.name);
+  const filled = context.collections.filter((each) => each.documents > 0).map((each) => each.name);
+  const wanted = [fallback, "demo"].find((name) => filled.includes(name));
+  return wanted ?? (names.includes(fallback) ? fallback : (filled[0] ?? names[0] ?? fallback));
 }
 
 export function chooseCollection(name) {

@@ -26,7 +26,8 @@ byId("document-dialog").addEventListener("close", () => {
 /** A search as commands to copy. */
 export function showCode(title, search) {
   const base = new URL(".", location.href).href;
-  const snippets = { curl: asCurl(search, { base, hasKey: Boolean(getKey()) }), Python: asPython(search, { base }) };
+  const service = { base, hasKey: Boolean(getKey()) };
+  const snippets = { curl: asCurl(search, service), Python: asPython(search, service) };
   const blocks = Object.entries(snippets).map(([name, code]) => {
     const shown = el("pre", { tabindex: "0", "aria-label": name }, code);
     const copy = button(`Copy ${name}`, () => copyCode(shown, copy));

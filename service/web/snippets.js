@@ -17,12 +17,12 @@ export function searchBody({ query, instruction, topK, collection, filter, trunc
 
 export function asCurl(search, { base, hasKey }) {
   const lines = [`curl -s ${shellQuote(`${base}search`)}`, "-H 'Content-Type: application/json'"];
-  if (hasKey) lines.push('-H "Authorization: Bearer $EOSEEK_KEY"');
+  if (hasKey) lines.push('-H "Authorization: Bearer $EOSEEK_API_KEY"');
   return [...lines, `-d ${shellQuote(searchBody(search))}`].join(" \\\n  ");
 }
 
 /** JSON's literals of texts and numbers are Python's too. */
-export function asPython({ query, instruction, topK, collection, filter, truncate }, { base }) {
+export function asPython({ query, instruction, topK, collection, filter, truncate }, { base, hasKey }) {
   const options = [
     ["collection", collection],
     ["instruction", instruction],
@@ -32,12 +32,15 @@ export function asPython({ query, instruction, topK, collection, filter, truncat
     .map(([name, value]) => `${name}=${JSON.stringify(value)}`);
   if (truncate) options.push("truncate=True");
   if (filter) options.push(`filter=json.loads(${JSON.stringify(filter)})`);
+  const service = [JSON.stringify(base.replace(/\/$/, "")), hasKey && 'api_key=os.environ["EOSEEK_API_KEY"]'];
+  const modules = [filter && "import json", hasKey && "import os"].filter(Boolean);
   const call = [JSON.stringify(query), ...options].map((each) => `        ${each},`);
   return [
-    ...(filter ? ["import json", ""] : []),
+    ...modules,
+    ...(modules.length ? [""] : []),
     "from eoseek.client import Client",
     "",
-    `with Client(${JSON.stringify(base.replace(/\/$/, ""))}) as client:`,
+    `with Client(${service.filter(Boolean).join(", ")}) as client:`,
     "    hits = client.search(",
     ...call,
     "    )",
