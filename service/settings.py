@@ -83,8 +83,8 @@ class ApiSettings(Group):
     keys_file: Path | None = Field(None, description="File that holds the same JSON, instead of the variable.")
     open_operations: bool = Field(
         True,
-        description="Answer `/health/*` and `/metrics` without a key; false asks for one of any role, `/metrics` for all "
-        "collections.",
+        description="Answer `/health/*` and `/metrics` without a key; false asks for one of any role, `/metrics` for "
+        "all collections.",
     )
     open_to_network_without_keys: bool = Field(
         False, description="Listen beyond loopback though no key is set: whoever reaches the port may do everything."
