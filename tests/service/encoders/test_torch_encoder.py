@@ -84,10 +84,10 @@ def test_encode_out_of_memory_splits_the_row(family: str) -> None:
     whole = encoder.encode(random_ids(LENGTHS))
     forward = encoder._forward
 
-    def limited(model, token_ids):  # type: ignore[no-untyped-def]
+    def limited(model, token_ids, **options):  # type: ignore[no-untyped-def]
         if len(token_ids) > 2:
             raise torch.OutOfMemoryError("test")
-        return forward(model, token_ids)
+        return forward(model, token_ids, **options)
 
     encoder._forward = limited
     np.testing.assert_allclose(encoder.encode(random_ids(LENGTHS)), whole, atol=1e-6)
@@ -96,7 +96,7 @@ def test_encode_out_of_memory_splits_the_row(family: str) -> None:
 def test_encode_one_text_out_of_memory_says_its_length() -> None:
     encoder = encoder_of("llama")
 
-    def never(model, token_ids):  # type: ignore[no-untyped-def]
+    def never(model, token_ids, **options):  # type: ignore[no-untyped-def]
         raise MemoryError
 
     encoder._forward = never
@@ -119,6 +119,18 @@ def test_encode_bfloat16_stays_near_float32(family: str, tmp_path: Path) -> None
     assert (encoder.encode(token_ids) * reference(family, token_ids)).sum(axis=1).min() > 0.99
 
 
+def test_encode_bfloat16_very_short_texts_are_exact(tmp_path: Path) -> None:
+    path = str(write_tiny_checkpoint(tmp_path / "llama"))
+    exact, rounded = (load_encoder(path, dtype=dtype, device="cpu") for dtype in ("float32", "bfloat16"))
+    # the same weights, rounded before
+    with torch.no_grad():
+        for one, other in zip(exact._model.parameters(), rounded._model.parameters(), strict=True):
+            one.copy_(other)
+    short, long = random_ids([2, 4]), random_ids([5, 30])
+    np.testing.assert_allclose(rounded.encode(short), exact.encode(short), atol=2e-6)
+    assert np.abs(rounded.encode(long) - exact.encode(long)).max() > 1e-4
+
+
 def test_packed_forward_gradients_equal_padded() -> None:
     token_ids = random_ids([5, 9, 30])
     gradients = []
@@ -139,7 +151,7 @@ def test_packed_forward_gradients_equal_padded() -> None:
 def test_check_wrong_packing_falls_back_to_padding(caplog: pytest.LogCaptureFixture) -> None:
     encoder = encoder_of("llama")
 
-    def leaky(model, token_ids):  # type: ignore[no-untyped-def]
+    def leaky(model, token_ids, **options):  # type: ignore[no-untyped-def]
         return packed_forward(model, [[i for ids in token_ids for i in ids]])
 
     import service.encoders.torch_encoder as module
