@@ -74,7 +74,7 @@ def main() -> None:
         app()
     except Exception as error:
         from eoseek.client import EoseekClientError
-        from eoseek.ingest import UnreadableError
+        from eoseek.lines import UnreadableError
 
         if not isinstance(error, EoseekError | EoseekClientError | UnreadableError):
             raise

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from eoseek import demo
 from eoseek.client import Client
-from eoseek.ingest import Counts, IngestOptions, Line, Watermark, ingest_lines, read_lines
+from eoseek.ingest import Counts, IngestOptions, Watermark, ingest_lines
+from eoseek.lines import Line, read_lines
 from eoseek.resume import ResumeState
 from eoseek.terminal import printable
 

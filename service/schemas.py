@@ -256,8 +256,12 @@ class OpenAIRequest(Body):
     encoding_format: EncodingFormat = "float"
     dimensions: int | None = Field(None, ge=1, description=_DIMENSIONS)
     user: str | None = Field(None, description="Accepted and ignored.")
-    kind: Kind = Field("document", description="Our extension: `query` puts the instruction before each text.")
-    instruction: str | None = Field(None, description=_INSTRUCTION)
+    kind: Kind | None = Field(
+        None,
+        description="Our extension. Absent: `query` where `instruction` is given or `model` ends in `:query`, or in "
+        "`:query:` and an instruction; else `document`.",
+    )
+    instruction: str | None = Field(None, description=f"Our extension. {_INSTRUCTION}")
 
 
 class OpenAIEmbedding(BaseModel):
@@ -339,6 +343,15 @@ class FieldError(BaseModel):
     code: str
 
 
+class OpenAIError(BaseModel):
+    """A problem as OpenAI's clients read it: all that they show of it is the message."""
+
+    message: str = Field(description="The problem's `detail`.")
+    type: str = Field(description="The problem's `code`.")
+    param: None = None
+    code: str
+
+
 class Problem(BaseModel):
     """RFC 9457 problem document, `application/problem+json`."""
 
@@ -351,3 +364,4 @@ class Problem(BaseModel):
     code: str = Field(description="Stable; programs decide by it.")
     instance: str = Field(description="The request's id, `X-Request-Id`.")
     errors: list[FieldError] | None = None
+    error: OpenAIError

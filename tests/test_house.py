@@ -136,7 +136,8 @@ def test_constraints_pin_every_dependency_inside_its_range():
         if not line.startswith("#"):
             name, version = line.split("==")
             pinned[_normal(name)] = version
-    for text in [*project["dependencies"], *extras["train"], *extras["otel"], *extras["dev"], *extras["browser"]]:
+    optional = [text for name in ("train", "otel", "dev", "browser", "clients") for text in extras[name]]
+    for text in [*project["dependencies"], *optional]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pinned[_normal(requirement.name)]), text
 

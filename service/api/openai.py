@@ -1,5 +1,6 @@
 """`POST /v1/embeddings`: OpenAI's shape, so that existing clients work by changing their base URL."""
 
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
@@ -11,33 +12,40 @@ from service.api.limits import check_count, check_dimensions, check_instruction,
 from service.api.problems import problems
 from service.api.services import ServicesDep
 from service.errors import InvalidInputError
-from service.schemas import OpenAIRequest, OpenAIResponse
+from service.schemas import Kind, OpenAIRequest, OpenAIResponse
 
 router = APIRouter(route_class=JsonRoute, prefix="/v1", tags=["embeddings"])
 _EXAMPLES: dict[str, Example] = {
     "example": {"value": {"input": ["merge two sorted lists"], "model": "default", "encoding_format": "float"}}
 }
+# clients that send OpenAI's fields and no others say it by the model's name: `default:query`, `default:query:code`
+_QUERY_MODEL = re.compile(r".*?:query(?::(.*))?", re.DOTALL)
 
 
 @router.post("/embeddings", response_model=OpenAIResponse, responses=problems(400, 413, 415, 422, 429, 500, 503))
 async def create_embeddings(
     request: Request, body: Annotated[OpenAIRequest, Body(openapi_examples=_EXAMPLES)], services: ServicesDep
 ) -> Response:
-    """OpenAI's embeddings call. `model` may be any name; the answer names the checkpoint that did the work."""
+    """OpenAI's embeddings call. `model` may be any name; the answer names the checkpoint that did the work.
+
+    Texts are documents. They are queries with our fields `kind` or `instruction`, or where `model` ends in `:query`, or
+    in `:query:` and an instruction.
+    """
+    kind, instruction = _kind_and_instruction(body)
     texts, token_ids = _split(body)
     check_texts(texts, services.settings.api, field="input")
     check_count(len(token_ids), services.settings.api.max_inputs, field="input", setting="EOSEEK_API__MAX_INPUTS")
-    check_instruction(body.instruction, services.settings.api)
+    check_instruction(instruction, services.settings.api)
     check_dimensions(body.dimensions, services.checkpoint.dimension)
-    if token_ids and (body.kind != "document" or body.instruction):
+    if token_ids and (kind != "document" or instruction):
         raise InvalidInputError("input: token ids are complete already; kind and instruction go with texts only.")
     contract = services.checkpoint.contract
     tokenize = (
         (lambda: contract.token_ids(token_ids, truncate=False))
         if token_ids
-        else tokenizer_for(services, texts, body.kind, instruction=body.instruction, truncate=False)
+        else tokenizer_for(services, texts, kind, instruction=instruction, truncate=False)
     )
-    embedded = await embed(request, services, body.kind, tokenize)
+    embedded = await embed(request, services, kind, tokenize)
     rows = on_wire(cut_dimensions(embedded.embeddings, body.dimensions), body.encoding_format)
     num_tokens = embedded.tokenized.num_tokens
     return json_response(
@@ -48,6 +56,13 @@ async def create_embeddings(
             "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
         }
     )
+
+
+def _kind_and_instruction(body: OpenAIRequest) -> tuple[Kind, str | None]:
+    """What the texts are; the fields go before what the model's name says."""
+    named = _QUERY_MODEL.fullmatch(body.model)
+    instruction = body.instruction if body.instruction is not None or named is None else named[1]
+    return body.kind or ("document" if named is None and instruction is None else "query"), instruction
 
 
 def _split(body: OpenAIRequest) -> tuple[list[str], list[list[int]]]:

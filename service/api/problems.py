@@ -54,14 +54,19 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def problem(
     request_id: str, status: int, *, code: str, title: str, detail: str, extra: Mapping[str, Any] | None = None
 ) -> Response:
-    """A problem document; `extra` adds members and overwrites none."""
+    """A problem document; `extra` adds members and overwrites none.
+
+    `error` is for OpenAI's clients: it stands in each, since a base URL without `/v1` gets 404 from another place.
+    """
+    detail = detail[:_MAX_DETAIL_CHARS]
     body = {
         "type": f"urn:eoseek:problem:{code}",
         "title": title,
         "status": status,
-        "detail": detail[:_MAX_DETAIL_CHARS],
+        "detail": detail,
         "code": code,
         "instance": request_id,
+        "error": {"message": detail, "type": code, "param": None, "code": code},
     }
     return Response(to_json({**(extra or {}), **body}), status, media_type=MEDIA_TYPE)
 

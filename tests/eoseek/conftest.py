@@ -1,3 +1,4 @@
+import asyncio
 import io
 import sys
 from collections.abc import Iterator
@@ -5,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from eoseek.cli import main
-from eoseek.client import Client
+from eoseek.client import AsyncClient, Client
 from tests.eoseek.fake_service import FakeService
 
 
@@ -30,6 +31,27 @@ def pauses() -> list[float]:
 def client(service, pauses) -> Iterator[Client]:
     with Client(transport=service.transport(), sleep=pauses.append) as client:
         yield client
+
+
+class BlockingClient:
+    """An `AsyncClient` each of whose calls is made to its end."""
+
+    def __init__(self, *arguments, sleep=None, **options):
+        async def pause(seconds):
+            sleep(seconds)
+
+        self._client = AsyncClient(*arguments, sleep=pause if sleep else None, **options)
+        self._runner = asyncio.Runner()
+
+    def __getattr__(self, name):
+        return lambda *arguments, **options: self._runner.run(getattr(self._client, name)(*arguments, **options))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+        self._runner.close()
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def test_ingest_bad_lines_are_named_with_their_file_and_exit_code_is_1(eoseek, u
     path.write_text('{"id": "a", "text": "x"}\n{"id": \n{"id": "c", "text": ""}\n')
     code, _, err = eoseek("ingest", path, "--url", url)
     assert code == 1
-    assert f"{path}:2: not JSON" in err
+    assert f"{path}:2: malformed_input: not JSON" in err
     assert f"{path}:3: invalid_input: text is empty" in err
     assert "3 read, 1 indexed, 0 unchanged, 2 failed" in err
 

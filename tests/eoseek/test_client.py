@@ -1,7 +1,27 @@
+"""Both clients are held to one suite; the async one's calls are made to their end one by one."""
+
+import asyncio
+import subprocess
+import sys
+
 import httpx
 import pytest
 
-from eoseek.client import Client, EoseekClientError
+import eoseek
+from eoseek.client import AsyncClient, Client, EoseekClientError
+from tests.eoseek.conftest import BlockingClient
+
+
+@pytest.fixture(params=[Client, BlockingClient], ids=["sync", "async"])
+def build(request):
+    return request.param
+
+
+@pytest.fixture
+def client(build, service, pauses):
+    with build(transport=service.transport(), sleep=pauses.append) as client:
+        yield client
+
 
 OVERLOADED = (429, {"Retry-After": "3"}, {"code": "overloaded", "detail": "full"})
 LINE = b'{"id": "a", "text": "one"}\n'
@@ -24,7 +44,7 @@ def test_client_id_with_slash_and_space_is_one_path_segment(client, service):
 KEY = "key-0123456789abcdef0123456789abcdef"
 
 
-def test_client_key_goes_with_every_call_and_nowhere_else():
+def test_client_key_goes_with_every_call_and_nowhere_else(build):
     sent = []
 
     def answer(request):
@@ -33,7 +53,7 @@ def test_client_key_goes_with_every_call_and_nowhere_else():
 
     for key in (KEY, None):
         with (
-            Client(transport=httpx.MockTransport(answer), api_key=key) as client,
+            build(transport=httpx.MockTransport(answer), api_key=key) as client,
             pytest.raises(EoseekClientError, match="EOSEEK_API_KEY") as caught,
         ):
             client.info()
@@ -42,9 +62,9 @@ def test_client_key_goes_with_every_call_and_nowhere_else():
 
 
 @pytest.mark.parametrize("key", ["a b", "é", "a\nb"])
-def test_client_key_that_cannot_stand_in_a_header_is_refused_and_not_shown(key):
+def test_client_key_that_cannot_stand_in_a_header_is_refused_and_not_shown(build, key):
     with pytest.raises(EoseekClientError) as caught:
-        Client(api_key=key)
+        build(api_key=key)
     assert caught.value.code == "configuration"
     assert key not in str(caught.value)
 
@@ -61,17 +81,17 @@ def test_client_problem_document_becomes_error_with_status_and_code(client):
     assert (caught.value.status, caught.value.code) == (404, "not_found")
 
 
-def test_client_answer_that_is_not_json_names_the_url():
+def test_client_answer_that_is_not_json_names_the_url(build):
     transport = httpx.MockTransport(lambda request: httpx.Response(200, text="<html>"))
-    with Client(transport=transport) as client, pytest.raises(EoseekClientError, match="is this an EOSeek service"):
+    with build(transport=transport) as client, pytest.raises(EoseekClientError, match="is this an EOSeek service"):
         client.info()
 
 
 @pytest.mark.parametrize("call", ["info", "list_collections", "search", "embed", "ingest"])
-def test_client_answer_of_another_service_is_named(call):
+def test_client_answer_of_another_service_is_named(build, call):
     transport = httpx.MockTransport(lambda request: httpx.Response(200, json=["hello"]))
     arguments = {"search": ["a"], "embed": [["a"]], "ingest": [LINE]}.get(call, [])
-    with Client(transport=transport) as client, pytest.raises(EoseekClientError, match="is this an EOSeek service"):
+    with build(transport=transport) as client, pytest.raises(EoseekClientError, match="is this an EOSeek service"):
         getattr(client, call)(*arguments)
 
 
@@ -81,16 +101,16 @@ def test_client_what_json_cannot_hold_is_refused(client, query, options):
         client.search(query, **options)
 
 
-def test_client_waits_as_long_as_it_is_told(service, pauses):
+def test_client_waits_as_long_as_it_is_told(build, service, pauses):
     service.scripted = [(503, {"Retry-After": "60"}, {"code": "not_ready", "detail": "starting"})]
-    with Client(transport=service.transport(), retry_seconds=120, sleep=pauses.append) as client:
+    with build(transport=service.transport(), retry_seconds=120, sleep=pauses.append) as client:
         client.ingest(LINE)
     assert 60 <= pauses[0] <= 72
 
 
-def test_client_error_without_problem_document_keeps_the_status():
+def test_client_error_without_problem_document_keeps_the_status(build):
     transport = httpx.MockTransport(lambda request: httpx.Response(502, text="<html>"))
-    with Client(transport=transport) as client, pytest.raises(EoseekClientError, match="502 Bad Gateway") as caught:
+    with build(transport=transport) as client, pytest.raises(EoseekClientError, match="502 Bad Gateway") as caught:
         client.info()
     assert caught.value.status == 502
 
@@ -101,10 +121,10 @@ def test_client_overloaded_waits_as_told_and_succeeds(client, service, pauses):
     assert [3 <= pause <= 3.6 for pause in pauses] == [True, True]
 
 
-def test_client_overloaded_for_good_gives_up_within_its_budget(service, pauses):
+def test_client_overloaded_for_good_gives_up_within_its_budget(build, service, pauses):
     service.scripted = [OVERLOADED] * 10
     with (
-        Client(transport=service.transport(), retry_seconds=10, sleep=pauses.append) as client,
+        build(transport=service.transport(), retry_seconds=10, sleep=pauses.append) as client,
         pytest.raises(EoseekClientError, match="full") as caught,
     ):
         client.ingest(LINE)
@@ -112,10 +132,10 @@ def test_client_overloaded_for_good_gives_up_within_its_budget(service, pauses):
     assert sum(pauses) <= 10
 
 
-def test_client_never_reached_service_fails_at_once_and_says_how_to_start(service, pauses):
+def test_client_never_reached_service_fails_at_once_and_says_how_to_start(build, service, pauses):
     service.scripted = [httpx.ConnectError("Connection refused")]
     with (
-        Client(transport=service.transport(), sleep=pauses.append) as client,
+        build(transport=service.transport(), sleep=pauses.append) as client,
         pytest.raises(EoseekClientError, match=r"127\.0\.0\.1:8080 \(Connection refused\); start .*eoseek serve"),
     ):
         client.ingest(LINE)
@@ -146,7 +166,76 @@ def test_client_closed_while_waiting_raises_rather_than_waits_on(service):
 
 
 @pytest.mark.parametrize("url", ["localhost:8080", "ftp://x", "http://[::1"])
-def test_client_url_that_is_none_is_a_configuration_error(url):
+def test_client_url_that_is_none_is_a_configuration_error(build, url):
     with pytest.raises(EoseekClientError) as caught:
-        Client(url)
+        build(url)
     assert caught.value.code == "configuration"
+
+
+def test_async_client_closed_while_waiting_raises_at_once():
+    async def close_meanwhile():
+        asked = asyncio.Event()
+
+        async def answer(request):
+            asked.set()
+            return httpx.Response(429, headers={"Retry-After": "30"}, json=OVERLOADED[2])
+
+        client = AsyncClient(transport=httpx.MockTransport(answer), retry_seconds=100)
+        call = asyncio.create_task(client.ingest(LINE))
+        async with asyncio.timeout(5):
+            await asked.wait()
+            await client.close()
+            await call
+
+    with pytest.raises(EoseekClientError):
+        asyncio.run(close_meanwhile())
+
+
+def test_client_collections_are_created_listed_described_and_dropped(build):
+    asked = []
+
+    def answer(request):
+        asked.append(f"{request.method} {request.url.path}")
+        if request.method == "DELETE":
+            return httpx.Response(204)
+        return httpx.Response(200, json={"collections": [{"name": "c"}]} if request.url.path == "/collections" else {})
+
+    with build(transport=httpx.MockTransport(answer)) as client:
+        client.create_collection("c")
+        client.describe_collection("c")
+        assert client.list_collections() == [{"name": "c"}]
+        assert client.drop_collection("c") is None
+        assert client.delete_document("a", collection="c") is None
+    paths = ["PUT /collections/c", "GET /collections/c", "GET /collections", "DELETE /collections/c"]
+    assert asked == [*paths, "DELETE /documents/a"]
+
+
+def test_async_client_backup_gives_its_blocks_or_the_service_s_refusal():
+    async def save(response):
+        client = AsyncClient(transport=httpx.MockTransport(lambda request: response))
+        async with client, client.backup() as blocks:
+            return b"".join([block async for block in blocks])
+
+    assert asyncio.run(save(httpx.Response(200, content=b"zip"))) == b"zip"
+    with pytest.raises(EoseekClientError, match="no backups here"):
+        asyncio.run(save(httpx.Response(501, json={"code": "not_implemented", "detail": "no backups here"})))
+
+
+def test_clients_have_the_same_public_methods():
+    public = [{name for name in vars(each) if not name.startswith("_")} for each in (Client, AsyncClient)]
+    assert public[0] == public[1]
+
+
+def test_import_eoseek_loads_httpx_with_the_first_name_and_torch_never():
+    code = (
+        "import sys, eoseek; before = 'httpx' in sys.modules; from eoseek import AsyncClient, Client; "
+        "print(before, 'httpx' in sys.modules, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "False"]
+
+
+def test_import_eoseek_every_name_is_there_and_another_is_not():
+    assert [name for name in eoseek.__all__ if getattr(eoseek, name).__name__ != name] == []
+    with pytest.raises(AttributeError, match="no attribute 'client2'"):
+        eoseek.client2  # noqa: B018

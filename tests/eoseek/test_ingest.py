@@ -6,9 +6,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from eoseek import ingest
+from eoseek import lines as lines_of_files
 from eoseek.client import Client, EoseekClientError
-from eoseek.ingest import Counts, IngestOptions, Line, UnreadableError, ingest_lines, read_lines
+from eoseek.ingest import Counts, IngestOptions, ingest_lines
+from eoseek.lines import Line, UnreadableError, read_lines
 from eoseek.resume import ResumeState
 
 OPTIONS = IngestOptions(batch_size=2, concurrency=2)
@@ -172,7 +173,7 @@ def test_read_lines_file_that_is_no_gzip_is_one_error(tmp_path, content):
 
 
 def test_read_lines_one_that_is_too_long_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(ingest, "_MAX_LINE_BYTES", 10)
+    monkeypatch.setattr(lines_of_files, "MAX_LINE_BYTES", 10)
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"x" * 35 + b"\nshort\n")
     assert [(each.number, len(each.data)) for each in read_lines(path, io.BytesIO())] == [(1, 10), (2, 6)]

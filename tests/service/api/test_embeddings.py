@@ -1,12 +1,14 @@
 """`/embed` and `/v1/embeddings`."""
 
 import base64
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from service.encoders.prompt import Frame, TokenContract
 from tests.fakes import fake_embedding
-from tests.service.api.parts import DIMENSION, MAX_LENGTH
+from tests.service.api.parts import DIMENSION, MAX_LENGTH, byte_tokenizer, tiny_checkpoint
 
 LONG = "x" * MAX_LENGTH
 
@@ -115,3 +117,37 @@ def test_openai_queries_take_an_instruction(client):
 
     expected = embed(client, "a", kind="query", instruction="Find b")
     assert answer["data"][0]["embedding"] == expected["embeddings"][0]
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "kind", "instruction"),
+    [
+        ("default", {}, "document", None),
+        ("default", {"instruction": "Find b"}, "query", "Find b"),
+        ("default:query", {}, "query", None),
+        ("default:query:code", {}, "query", "code"),
+        ("default:query:Find b: now", {}, "query", "Find b: now"),
+        ("default:query:", {}, "query", ""),
+        ("default:query:code", {"instruction": "Find b"}, "query", "Find b"),
+        ("default:query", {"kind": "document"}, "document", None),
+        ("my:query-tuned", {}, "document", None),
+    ],
+)
+def test_openai_kind_and_instruction_by_fields_or_by_the_name_of_the_model(
+    make_client, model, fields, kind, instruction
+):
+    contract = TokenContract(byte_tokenizer(), Frame(default_instruction="Find c"), max_length=100, eos_ids=[256])
+    client = make_client(checkpoint=replace(tiny_checkpoint(), contract=contract))
+
+    answer = openai(client, "a", **{"model": model, **fields})
+
+    assert answer["data"][0]["embedding"] == embed(client, "a", kind=kind, instruction=instruction)["embeddings"][0]
+
+
+def test_openai_error_is_readable_to_its_clients_wherever_it_comes_from(client):
+    refused = client.post("/v1/embeddings", json={"input": LONG, "model": "m"}).json()
+    without_v1 = client.post("/embeddings", json={"input": "a", "model": "m"}).json()
+
+    code = "text_too_long"
+    assert refused["error"] == {"message": refused["detail"], "type": code, "param": None, "code": code}
+    assert "No such path: /embeddings" in without_v1["error"]["message"]

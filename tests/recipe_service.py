@@ -1,0 +1,65 @@
+"""A service for the recipes, run as a program: real sockets, an encoder without weights that finds shared words.
+
+`python -m tests.recipe_service FILE` prints its URL when it is ready and appends to FILE each text that it encodes, as
+the model would see it, one JSON string a line.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from service.app import create_app
+from service.encoders.base import Embeddings, TokenIds
+from service.encoders.prompt import Frame, TokenContract
+from service.encoders.worker import LocalEncoder
+from service.server import serve
+from service.settings import ApiSettings, Settings, StoreSettings
+from service.store.memory import MemoryStore
+from tests.service.api.parts import byte_tokenizer, tiny_checkpoint
+
+DIMENSION = 1024
+
+
+class WordEncoder:
+    """An `Encoder` that counts words; an embedding's place for a word is its bytes modulo a prime."""
+
+    dimension = DIMENSION
+    dtype = "float32"
+
+    def __init__(self, seen: Path) -> None:
+        self._tokenizer = byte_tokenizer()
+        self._seen = seen
+
+    def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
+        texts = self._tokenizer.decode_batch([list(ids) for ids in token_ids])
+        with self._seen.open("a") as seen:
+            seen.writelines(json.dumps(text) + "\n" for text in texts)
+        return np.array([self._encode_one(text) for text in texts], dtype=np.float32).reshape(-1, DIMENSION)
+
+    def _encode_one(self, text: str) -> Embeddings:
+        counts = np.zeros(DIMENSION, dtype=np.float32)
+        counts[-1] = 0.1  # a text without words has a direction too
+        for word in text.lower().split():
+            counts[int.from_bytes(word.encode()) % 1021] += 1
+        return counts / np.linalg.norm(counts)
+
+
+def main() -> int:
+    contract = TokenContract(byte_tokenizer(), Frame(), max_length=2000, eos_ids=[256])
+    settings = Settings(api=ApiSettings(port=0, drain_seconds=1), store=StoreSettings(kind="memory"))
+    app = create_app(
+        settings,
+        checkpoint=replace(tiny_checkpoint(), contract=contract, dimension=DIMENSION),
+        encoder=LocalEncoder(WordEncoder(Path(sys.argv[1]))),
+        store=MemoryStore(),
+    )
+    return serve(app, settings.api, log_level="warning", on_ready=lambda url: os.write(1, f"{url}\n".encode()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
