@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 FOUND = {
     EXAMPLE_QUERY: "heapq.merge",
     "greatest common divisor": "math.gcd",
-    "find files matching a pattern": "glob.glob",
+    "find files matching a pattern": "glob.iglob",
     "compile a regular expression": "re.compile",
     "current time in seconds": "time.time",
     "sleep for some seconds": "time.sleep",
