@@ -4,13 +4,11 @@ Data goes to stdout, progress and notes to stderr. Exit code 2 means that what w
 option, a file that is not there), 1 that work failed on the way. Heavy imports are inside the commands, for `--help`.
 """
 
-import importlib.util
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from eoseek.loading import Loading
     from service.settings import Settings
     from training.evaluation.beir import JudgedSet
-    from training.evaluation.report import Evaluation
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -207,10 +204,11 @@ def evaluate(
     ] = None,
 ) -> None:
     """Judge a service, checkpoints and BM25 on data sets, or compare two runs: nDCG@10, MRR@10, recall."""
+    from eoseek import judging
     from eoseek.evaluation import EvaluationPlan
 
     if compare is not None:
-        return _compare(compare, data, split, json_file)
+        return judging.compare((_file(compare[0]), _file(compare[1])), data, split, json_file)
     source = context.get_parameter_source("url")
     is_url_given = source is not None and source.name == "COMMANDLINE"  # not by EOSEEK_URL
     plan = EvaluationPlan(
@@ -226,7 +224,7 @@ def evaluate(
         keep=keep,
         truncate=truncate,
     )
-    sets = _judged_sets(data, split, plan)
+    sets = judging.judged_sets(data, split, plan)
     if run_file and len(sets) * len(plan.names) > 1:
         raise ConfigurationError("--run takes the run of one system on one set; --output writes all of them")
     for path in (json_file, run_file):
@@ -234,8 +232,8 @@ def evaluate(
             raise ConfigurationError(f"{path}: no such folder")
     if load:
         _load_sets(sets, plan)
-    results = _evaluate(plan, sets, output)
-    _write_results(results, json_file, run_file)
+    results = judging.judge_all(plan, sets, output)
+    judging.write_results(results, json_file, run_file)
 
 
 @app.command()
@@ -398,14 +396,6 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-@contextmanager
-def _readable_data() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, EOFError, ValueError) as error:
-        raise ConfigurationError(str(error)) from error
-
-
 def _print_json_lines(hits: "list[Hit]") -> None:
     from dataclasses import asdict
 
@@ -425,17 +415,6 @@ def _print_hits(hits: "list[Hit]") -> None:
         note("nothing found")
 
 
-def _judged_sets(folders: list[Path], split: str | None, plan: "EvaluationPlan") -> "list[JudgedSet]":
-    from training.evaluation import beir
-
-    if plan.uses_bm25:
-        _require("bm25s", "Stemmer")
-    with _readable_data():
-        sets = [beir.read_set(folder, split) for folder in folders]
-    plan.check(sets)
-    return sets
-
-
 def _load_sets(sets: "list[JudgedSet]", plan: "EvaluationPlan") -> None:
     from eoseek.ingest import IngestOptions
     from training.evaluation import beir
@@ -446,60 +425,3 @@ def _load_sets(sets: "list[JudgedSet]", plan: "EvaluationPlan") -> None:
         options = IngestOptions(collection=plan.collection or each.name, truncate=plan.truncate)
         paths = [beir.corpus_path(each.folder)]
         _load(plan.url, plan.api_key, options, lambda loading, paths=paths: loading.load_files(paths))  # type: ignore[misc]
-
-
-def _evaluate(plan: "EvaluationPlan", sets: "list[JudgedSet]", output: Path | None) -> "list[Evaluation]":
-    """Judges every system on every set; the table shows what is done also when something fails on the way."""
-    from training.evaluation.report import judge, table, write_files
-
-    with _readable_data():
-        if output:
-            output.mkdir(parents=True, exist_ok=True)
-    results: list[Evaluation] = []
-    try:
-        with closing(plan.systems()) as systems:
-            for system in systems:
-                for each in sets:
-                    results.append(judge(system.search(each), each, system=system.name))
-                    note(results[-1].summary())
-                    with _readable_data():
-                        if output:
-                            write_files(results[-1], output)
-    finally:
-        if results:
-            print(table(results))
-    return results
-
-
-def _write_results(results: "list[Evaluation]", json_file: Path | None, run_file: Path | None) -> None:
-    from training.evaluation.runs import write_run
-
-    rows = [each.as_json() for each in results]
-    with _readable_data():
-        if run_file:
-            write_run(results[0].found.run, run_file, tag="eoseek")
-        if json_file:
-            json_file.write_text(json.dumps(rows[0] if len(rows) == 1 else rows, indent=1) + "\n")
-
-
-def _compare(files: tuple[Path, Path], folders: list[Path], split: str | None, json_file: Path | None) -> None:
-    from dataclasses import asdict
-
-    from training.evaluation import beir
-    from training.evaluation.report import compare_files, comparison_lines
-
-    _require("scipy")
-    if len(folders) != 1:
-        raise ConfigurationError(f"--compare judges by one --data, not by {len(folders)}")
-    with _readable_data():
-        qrels = beir.read_qrels(folders[0], beir.choose_split(folders[0], split))
-        comparison = compare_files(_file(files[0]), _file(files[1]), qrels)
-        if json_file:
-            json_file.write_text(json.dumps(asdict(comparison), indent=1) + "\n")
-    print(comparison_lines(comparison, (files[0].name, files[1].name)))
-
-
-def _require(*modules: str) -> None:
-    missing = [each for each in modules if importlib.util.find_spec(each) is None]
-    if missing:
-        raise ConfigurationError(f"{missing[0]} is not installed; this needs: pip install 'eoseek[train]'")

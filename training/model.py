@@ -1,7 +1,8 @@
 """What is tuned: a transformers model in its packed forward, pooled, with adapters or with its own weights free.
 
-The forward is the service's, so a text gets in training the vector that it gets in serving. Tuned weights keep the
-model's dtype and collect their gradients in float32; the optimizer holds their float32 masters.
+The forward is the service's, so a text gets in training the vector that it gets in serving (which calculates texts of
+at most four tokens a precision higher on top). Tuned weights keep the model's dtype and collect their gradients in
+float32; the optimizer holds their float32 masters.
 """
 
 from collections.abc import Mapping

@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from service.errors import ConfigurationError
+from service.paths import sync_directory
 from service.store.base import CollectionInfo
 
 MEDIA_TYPE = "application/zip"
@@ -132,7 +133,7 @@ def restore(
                 _write(made / "collections" / name, _counted(_verified(archive, name, digest), on_read), sync=True)
             _try_out(made, manifest)
             made.rename(target)
-            _sync_directory(target.parent)
+            sync_directory(target.parent)
         except OSError as error:
             raise ConfigurationError(
                 f"{target} cannot be restored: {error.strerror}; nothing was put in place"
@@ -177,7 +178,7 @@ def _try_out(made: Path, manifest: Manifest) -> None:
         shards.close()
     for path in made.rglob("*"):
         if path.is_dir():
-            _sync_directory(path)
+            sync_directory(path)
 
 
 @contextmanager
@@ -253,14 +254,6 @@ def _write(path: Path, blocks: Iterable[bytes], *, sync: bool = False) -> None:
         if sync:
             file.flush()
             os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Sink(io.RawIOBase):

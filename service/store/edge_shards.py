@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from service.errors import ConfigurationError
+from service.paths import sync_directory
 from service.store.base import Filter, point_id
 from service.store.edge_filters import edge_filter, optional_edge_filter
 from service.store.points import physical_name, unknown_collection
@@ -248,15 +249,7 @@ def _write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    _fsync_directory(path.parent)
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_directory(path.parent)
 
 
 def _size_bytes(directory: Path) -> int:
