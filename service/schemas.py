@@ -288,6 +288,23 @@ class OpenAIResponse(BaseModel):
     usage: OpenAIUsage
 
 
+class OpenAIModel(BaseModel):
+    """One model of OpenAI's list; `max_model_len` is vLLM's addition."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(0, description="Always 0: a checkpoint does not say when it was made.")
+    owned_by: str = "eoseek"
+    max_model_len: int = Field(description="Tokens of a text at most, [EOS] included.")
+
+
+class OpenAIModels(BaseModel):
+    """OpenAI's list of models; `model` in a request may be any name all the same."""
+
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel]
+
+
 class Live(BaseModel):
     """The event loop runs."""
 

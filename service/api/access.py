@@ -36,6 +36,7 @@ ACCESS: Mapping[tuple[str, str], Access] = {
     ("POST", "/embed"): "read",
     ("POST", "/search"): "read",
     ("POST", "/v1/embeddings"): "read",
+    ("GET", "/v1/models"): "read",
     ("GET", "/documents/{document_id}"): "read",
     ("GET", "/collections"): "read",
     ("GET", "/collections/{name}"): "read",

@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings`: OpenAI's shape, so that existing clients work by changing their base URL."""
+"""`POST /v1/embeddings`, `GET /v1/models`: OpenAI's shape, so that existing clients work by changing their base URL."""
 
 import re
 from typing import Annotated
@@ -12,7 +12,7 @@ from service.api.limits import check_count, check_dimensions, check_instruction,
 from service.api.problems import problems
 from service.api.services import ServicesDep
 from service.errors import InvalidInputError
-from service.schemas import Kind, OpenAIRequest, OpenAIResponse
+from service.schemas import Kind, OpenAIModel, OpenAIModels, OpenAIRequest, OpenAIResponse
 
 router = APIRouter(route_class=JsonRoute, prefix="/v1", tags=["embeddings"])
 _EXAMPLES: dict[str, Example] = {
@@ -56,6 +56,13 @@ async def create_embeddings(
             "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
         }
     )
+
+
+@router.get("/models", responses=problems(422, 500, 503))
+async def list_models(services: ServicesDep) -> OpenAIModels:
+    """OpenAI's list of models: the one checkpoint that is served."""
+    checkpoint = services.checkpoint
+    return OpenAIModels(data=[OpenAIModel(id=checkpoint.name, max_model_len=checkpoint.max_length)])
 
 
 def _kind_and_instruction(body: OpenAIRequest) -> tuple[Kind, str | None]:

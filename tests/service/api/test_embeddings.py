@@ -144,6 +144,29 @@ def test_openai_kind_and_instruction_by_fields_or_by_the_name_of_the_model(
     assert answer["data"][0]["embedding"] == embed(client, "a", kind=kind, instruction=instruction)["embeddings"][0]
 
 
+def test_openai_models_lists_the_checkpoint_with_its_length(client):
+    assert client.get("/v1/models").json() == {
+        "object": "list",
+        "data": [{"id": "tiny", "object": "model", "created": 0, "owned_by": "eoseek", "max_model_len": MAX_LENGTH}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([1, 257], "token id 257 is outside the vocabulary of 257"),
+        ([1, 256, 2, 256], "ends a text exactly once"),
+        ([1] * MAX_LENGTH + [256], f"101 tokens, the limit is {MAX_LENGTH}"),
+    ],
+)
+def test_openai_token_ids_outside_the_contract_are_refused(client, ids, words):
+    response = client.post("/v1/embeddings", json={"input": [[1, 256], ids], "model": "m"})
+
+    assert response.status_code == 422
+    assert "input 1" in response.json()["detail"]
+    assert words in response.json()["detail"]
+
+
 def test_openai_error_is_readable_to_its_clients_wherever_it_comes_from(client):
     refused = client.post("/v1/embeddings", json={"input": LONG, "model": "m"}).json()
     without_v1 = client.post("/embeddings", json={"input": "a", "model": "m"}).json()
