@@ -84,7 +84,8 @@ class GatedEncoder:
 
     is_ready = True
 
-    def __init__(self, dimension: int = 8) -> None:
+    def __init__(self, dimension: int = 8, num_parallel: int = 1) -> None:
+        self.num_parallel = num_parallel
         self.dimension = dimension
         self.dtype = "float32"
         self.waiting: asyncio.Queue[GatedBatch] = asyncio.Queue()

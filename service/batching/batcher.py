@@ -38,7 +38,7 @@ from service.settings import BatchingSettings
 
 log = logging.getLogger(__name__)
 
-_MAX_IN_FLIGHT = 2  # one that runs and one ahead, so that the encoder never waits for us
+_NUM_AHEAD = 1  # a batch beside those that run, so that the encoder never waits for us
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,12 +241,13 @@ class Batcher:
     def _pump(self) -> None:
         """Send what the policy wants sent."""
         self._is_pump_scheduled = False
-        while len(self._in_flight) < _MAX_IN_FLIGHT and (plan := self._plan()) is not None:
+        while len(self._in_flight) < self._encoder.num_parallel + _NUM_AHEAD and (plan := self._plan()) is not None:
             self._lanes[plan.lane].take(plan)
             self._report_queue(plan.lane)
             if plan.lane == "document":
                 self._document_served = self._clock()
-            task = asyncio.create_task(self._execute(plan))
+            is_ahead = len(self._in_flight) >= self._encoder.num_parallel
+            task = asyncio.create_task(self._execute(plan, is_ahead=is_ahead))
             self._in_flight[task] = plan
             task.add_done_callback(self._on_executed)
 
@@ -256,6 +257,8 @@ class Batcher:
             document_served=self._document_served,
             tokens_per_second=self._lanes["document"].speed.tokens_per_second,
             in_flight_tokens=sum(plan.num_tokens for plan in self._in_flight.values()),
+            num_parallel=self._encoder.num_parallel,
+            num_in_flight=len(self._in_flight),
         )
         return plan_batch({name: lane.requests for name, lane in self._lanes.items()}, self._limits, situation)
 
@@ -263,13 +266,13 @@ class Batcher:
         del self._in_flight[task]
         self._schedule_pump()
 
-    async def _execute(self, plan: Plan[_Request]) -> None:
+    async def _execute(self, plan: Plan[_Request], *, is_ahead: bool) -> None:
         """Encode one batch and end or advance each of its requests."""
         sent = self._clock()
         token_ids = [ids for each in plan.slices for ids in each.request.token_ids[each.start : each.stop]]
         try:
             embeddings = await self._encoder.encode(token_ids)
-            self._deliver(plan, embeddings, sent)
+            self._deliver(plan, embeddings, sent, is_ahead=is_ahead)
         except EoseekError as error:
             self._fail(plan, error)
         except Exception as error:
@@ -278,14 +281,16 @@ class Batcher:
         finally:
             self._last_finished = self._clock()
 
-    def _deliver(self, plan: Plan[_Request], embeddings: Embeddings, sent: float) -> None:
+    def _deliver(self, plan: Plan[_Request], embeddings: Embeddings, sent: float, *, is_ahead: bool) -> None:
         expected = (plan.num_texts, self._encoder.dimension)
         if embeddings.shape != expected:
             raise EncoderError(f"the encoder gave embeddings of shape {embeddings.shape} instead of {expected}")
-        started = max(sent, self._last_finished)  # a batch sent ahead waits for the one before it
         finished = self._clock()
-        self._lanes[plan.lane].speed.observe(plan.num_tokens, finished - started)
-        self._metrics.observe_batch(plan.lane, tokens=plan.num_tokens, texts=plan.num_texts, seconds=finished - started)
+        # of batches side by side each counts from the end of the last: speed and load are those of all together
+        busy_seconds = finished - max(sent, self._last_finished)
+        self._lanes[plan.lane].speed.observe(plan.num_tokens, busy_seconds)
+        self._metrics.observe_batch(plan.lane, tokens=plan.num_tokens, texts=plan.num_texts, seconds=busy_seconds)
+        started = max(sent, self._last_finished) if is_ahead else sent  # one ahead waits for one before it
         row = 0
         for each in plan.slices:
             rows = embeddings[row : row + each.stop - each.start]
@@ -315,7 +320,9 @@ class Batcher:
     def _fail(self, plan: Plan[_Request], error: EoseekError) -> None:
         self._metrics.count_encode_failure("error")
         for each in plan.slices:
-            self._end(each.request, type(error)(error.detail))  # one instance each: a raised one gets a traceback
+            # one instance each: a raised one gets a traceback
+            own = type(error)(error.detail, retry_after_seconds=error.retry_after_seconds, extra=error.extra)
+            self._end(each.request, own)
 
     def _end(self, request: _Request, error: EoseekError) -> None:
         """End a request with an error and forget what still waits of it."""

@@ -79,7 +79,14 @@ class Situation:
     now: float
     document_served: float  # when the last document batch was sent, on the same clock
     tokens_per_second: float
-    in_flight_tokens: int  # 0: the encoder is idle
+    in_flight_tokens: int
+    num_in_flight: int  # batches
+    num_parallel: int  # batches that the encoder executes at once
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a batch sent now would wait behind another."""
+        return self.num_in_flight >= self.num_parallel
 
 
 def plan_batch(lanes: Mapping[Lane, Iterable[Request]], limits: Limits, situation: Situation) -> Plan[Request] | None:
@@ -87,7 +94,8 @@ def plan_batch(lanes: Mapping[Lane, Iterable[Request]], limits: Limits, situatio
 
     An idle encoder takes what is there. A busy one is given a batch ahead only if that batch is full (others gain by
     waiting for company) and, for documents, only if all that is then ahead of a query still takes no longer than
-    `batch_target_seconds`. So a document batch is half of that, except that it has at least one text.
+    `batch_target_seconds`. So a document batch is half of that, except that it has at least one text. The speed is that
+    of all batches side by side, so each of them gets its part of it.
 
     Args:
         lanes: requests in order of arrival; only those with waiting texts.
@@ -100,9 +108,9 @@ def plan_batch(lanes: Mapping[Lane, Iterable[Request]], limits: Limits, situatio
     target_tokens = int(situation.tokens_per_second * limits.batch_target_seconds)
     max_tokens = limits.max_batch_tokens
     if lane == "document":
-        max_tokens = min(max_tokens, target_tokens // 2)
+        max_tokens = min(max_tokens, target_tokens // (2 * situation.num_parallel))
     plan = _fill(lane, lanes[lane], max_tokens, limits.max_batch_texts)
-    if situation.in_flight_tokens:
+    if situation.is_busy:
         is_ahead_of_queries = lane == "document" and situation.in_flight_tokens + plan.num_tokens > target_tokens
         return None if is_ahead_of_queries or not plan.is_full else plan
     return plan

@@ -58,6 +58,11 @@ class AsyncEncoder(Protocol):
         ...
 
     @property
+    def num_parallel(self) -> int:
+        """How many calls it executes side by side, at least 1; more wait behind them. May change while it runs."""
+        ...
+
+    @property
     def is_ready(self) -> bool:
         """Whether a call now would be executed rather than wait for a (re)start."""
         ...

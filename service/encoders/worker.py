@@ -48,6 +48,8 @@ def build(config: dict[str, Any]) -> Worker:
 class WorkerEncoder:
     """An `AsyncEncoder` in a supervised child process."""
 
+    num_parallel = 1
+
     def __init__(
         self,
         options: dict[str, Any],
@@ -139,6 +141,8 @@ class WorkerEncoder:
 
 class LocalEncoder:
     """An `AsyncEncoder` on a thread of this process, for tests and offline use."""
+
+    num_parallel = 1
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder

@@ -31,9 +31,9 @@ class Clock:
 class Bench:
     """A batcher over a gated encoder and a fake clock."""
 
-    def __init__(self, **settings):
+    def __init__(self, *, num_parallel=1, **settings):
         self.clock = Clock()
-        self.encoder = GatedEncoder()
+        self.encoder = GatedEncoder(num_parallel=num_parallel)
         self.metrics = Metrics(CollectorRegistry())
         self.batcher = Batcher(self.encoder, BatchingSettings(**settings), metrics=self.metrics, clock=self.clock)
         self.tasks = []
@@ -135,6 +135,41 @@ async def test_batcher_a_full_batch_is_sent_ahead_and_no_third(bench):
     third.release()
     (await bench.batch()).release()
     assert (await task).embeddings.shape == (4, 8)
+
+
+@bench_test(num_parallel=2)
+async def test_batcher_gives_an_encoder_as_many_batches_as_it_runs_side_by_side(bench):
+    tasks = [bench.submit([1])]
+    first = await bench.batch()
+    tasks.append(bench.submit([2]))
+    second = await bench.batch()
+    tasks.append(bench.submit([3]))
+    await bench.settle()
+    assert bench.encoder.waiting.empty()  # not full, and both are busy
+
+    second.release()
+    third = await bench.batch()
+    third.release()
+    first.release()
+    await asyncio.gather(*tasks)
+
+
+@bench_test(num_parallel=2)
+async def test_batcher_side_by_side_a_request_s_time_is_its_own_and_the_load_that_of_all(bench):
+    one = bench.submit([1])
+    first = await bench.batch()
+    bench.clock.now += 1.0
+    other = bench.submit([2])
+    second = await bench.batch()
+
+    bench.clock.now += 2.0
+    first.release()
+    await bench.settle()
+    bench.clock.now += 1.0
+    second.release()
+
+    assert [((await each).queue_seconds, (await each).encode_seconds) for each in (one, other)] == [(0, 3), (0, 3)]
+    assert bench.sample("eoseek_encoder_busy_seconds_total", lane="query") == 4.0
 
 
 @bench_test()
@@ -249,6 +284,17 @@ async def test_batcher_encoder_raises_every_caller_gets_an_error_of_its_own(benc
     assert [(type(error), error.detail) for error in errors] == [(EncoderError, "no memory")] * 2
     assert errors[0] is not errors[1]
     assert bench.sample("eoseek_encode_failures_total", reason="error") == 1
+
+
+@bench_test()
+async def test_batcher_encoder_overloaded_tells_when_to_come_back(bench):
+    task = bench.submit([1])
+
+    (await bench.batch()).fail(OverloadedError("all busy", retry_after_seconds=7.0))
+
+    with pytest.raises(OverloadedError) as refused:
+        await task
+    assert refused.value.retry_after_seconds == 7.0
 
 
 @bench_test()

@@ -25,8 +25,15 @@ def limits(max_batch_tokens=100, max_batch_texts=10, max_queue_tokens=1000, targ
     )
 
 
-def plan(queries=(), documents=(), now=0.0, served=0.0, speed=1000.0, in_flight=0, **changes):
-    situation = Situation(now=now, document_served=served, tokens_per_second=speed, in_flight_tokens=in_flight)
+def plan(queries=(), documents=(), now=0.0, served=0.0, speed=1000.0, in_flight=0, running=None, parallel=1, **changes):
+    situation = Situation(
+        now=now,
+        document_served=served,
+        tokens_per_second=speed,
+        in_flight_tokens=in_flight,
+        num_in_flight=min(in_flight, 1) if running is None else running,
+        num_parallel=parallel,
+    )
     return plan_batch({"query": queries, "document": documents}, limits(**changes), situation)
 
 
@@ -115,6 +122,17 @@ def test_policy_documents_ahead_of_queries_stay_within_the_target():
 
 def test_policy_waiting_queries_keep_documents_from_being_sent_ahead():
     assert plan(queries=[Waiting([10])], documents=[Waiting([50, 50, 50])], in_flight=10, speed=1000.0) is None
+
+
+def test_policy_encoder_that_runs_several_batches_is_idle_until_it_has_them():
+    assert plan(queries=[Waiting([60])], in_flight=100, running=1, parallel=2).num_tokens == 60
+    assert plan(queries=[Waiting([60])], in_flight=200, running=2, parallel=2) is None
+
+
+def test_policy_document_batches_side_by_side_share_the_target():
+    found = plan(documents=[Waiting([5] * 20)], speed=100.0, target=1.0, parallel=2)
+
+    assert found.num_tokens == 25  # 100 tokens/s * 1 s / 2, on two
 
 
 REQUESTS = st.lists(st.lists(st.integers(1, 120), min_size=1, max_size=12), max_size=8)
