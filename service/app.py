@@ -24,6 +24,7 @@ from service.api.services import CollectionGate, Services
 from service.batching.batcher import Batcher
 from service.encoders.base import AsyncEncoder
 from service.encoders.checkpoint import Checkpoint, load_checkpoint
+from service.encoders.remote_encoder import RemoteEncoder
 from service.encoders.worker import WorkerEncoder
 from service.errors import ConfigurationError, EoseekError, FingerprintMismatchError
 from service.ingest.pipeline import IngestPipeline
@@ -141,7 +142,7 @@ async def _running(
         try:
             if checkpoint is None:
                 checkpoint = await asyncio.to_thread(_load, settings.encoder)
-            encoder = encoder or _worker_encoder(settings.encoder, checkpoint, metrics)
+            encoder = encoder or _open_encoder(settings, checkpoint, metrics)
             store = store or open_store(settings.store, on_event=partial(metrics.count_child_event, "store"))
             store = metered(store, metrics)
             await _start_both(stack, encoder, store)
@@ -237,6 +238,19 @@ def _load(settings: EncoderSettings) -> Checkpoint:
     return load_checkpoint(
         settings.checkpoint, max_length=settings.max_length, trust_remote_code=settings.trust_remote_code
     )
+
+
+def _open_encoder(settings: Settings, checkpoint: Checkpoint, metrics: Metrics) -> AsyncEncoder:
+    if settings.encoder.backend != "remote":
+        return _worker_encoder(settings.encoder, checkpoint, metrics)
+    encoder = RemoteEncoder(
+        checkpoint,
+        settings.encoder,
+        limit_seconds=settings.api.request_timeout_seconds,
+        on_call=metrics.count_upstream_call,
+    )
+    metrics.watch_upstreams(encoder.num_upstreams, encoder.is_serving)
+    return encoder
 
 
 def _worker_encoder(settings: EncoderSettings, checkpoint: Checkpoint, metrics: Metrics) -> WorkerEncoder:

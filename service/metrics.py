@@ -16,6 +16,7 @@ Stage = Literal["tokenize", "queue", "encode", "search", "flush"]
 RejectionReason = Literal["queue_full", "deadline", "stopping"]
 EncodeFailure = Literal["error", "not_finite"]
 Child = Literal["encoder", "store"]
+UpstreamOutcome = Literal["answered", "away", "busy", "refused", "wrong"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _TOKENS = tuple(float(2**power) for power in range(4, 18))  # one short query to 131,072
@@ -61,6 +62,12 @@ class Metrics:
         self._tokens = Counter("eoseek_tokens", "Tokens encoded.", ["kind"], registry=registry)
         self._encode_failures = Counter(
             "eoseek_encode_failures", "Batches or requests whose encoding failed.", ["reason"], registry=registry
+        )
+        self._upstream_calls = Counter(
+            "eoseek_upstream_calls", "Batches sent to an upstream.", ["upstream", "outcome"], registry=registry
+        )
+        self._upstream_serving = Gauge(
+            "eoseek_upstream_serving", "1 if an upstream is proven and asked, else 0.", ["upstream"], registry=registry
         )
         self._truncated = Counter("eoseek_truncated", "Texts cut to the model's length on request.", registry=registry)
         self._rejections = Counter(
@@ -170,6 +177,17 @@ class Metrics:
     def count_encode_failure(self, reason: EncodeFailure) -> None:
         """A batch that raised, or a request with an embedding that was refused."""
         self._encode_failures.labels(reason).inc()
+
+    def watch_upstreams(self, number: int, is_serving: Callable[[int], bool]) -> None:
+        """Ask at each scrape which of the upstreams serve; they are named by their place in the settings."""
+        for index in range(number):
+            self._upstream_serving.labels(str(index)).set_function(partial(is_serving, index))
+            for outcome in get_args(UpstreamOutcome):
+                self._upstream_calls.labels(str(index), outcome)
+
+    def count_upstream_call(self, index: int, outcome: UpstreamOutcome) -> None:
+        """How a call to the upstream in this place ended."""
+        self._upstream_calls.labels(str(index), outcome).inc()
 
     def count_truncated(self, num_texts: int) -> None:
         """Texts that were cut because their request allowed it."""

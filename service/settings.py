@@ -11,8 +11,9 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import ConfigurationError
@@ -51,6 +52,27 @@ def _digest(key: Any) -> bytes:
             "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
         )
     return hashlib.sha256(key.encode()).digest()
+
+
+def _upstream_url(url: str) -> str:
+    """The address with its `/v1`, as OpenAI's clients take it. Errors do not show the value."""
+    try:
+        parts = urlsplit(url)
+        is_usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+    except ValueError:
+        is_usable = False
+    if not is_usable or parts.query or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("is no address; write http://HOST:PORT or https://HOST, with a path if there is one")
+    if "@" in parts.netloc:
+        raise ValueError("holds a user or a password, which would be logged; set EOSEEK_ENCODER__API_KEY")
+    base = url.rstrip("/")
+    return base if base.endswith("/v1") else f"{base}/v1"
+
+
+def _header_value(key: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]+", key.get_secret_value()):
+        raise ValueError("cannot stand in a header; write printable ASCII without spaces")
+    return key
 
 
 class Group(BaseModel):
@@ -145,8 +167,9 @@ class ApiSettings(Group):
 class EncoderSettings(Group):
     """The checkpoint and what executes it."""
 
-    backend: Literal["torch", "vllm"] = Field(
-        "torch", description="Which engine encodes; `vllm` needs the extra `vllm` and pays off on GPUs."
+    backend: Literal["torch", "vllm", "remote"] = Field(
+        "torch",
+        description="Which engine encodes; `vllm` needs the extra `vllm` and pays off on GPUs, `remote` asks `URLS`.",
     )
     checkpoint: str = Field("default", description="`default`, a checkpoint directory, or a hub name.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -162,7 +185,41 @@ class EncoderSettings(Group):
     trust_remote_code: bool = Field(
         False, description="Run code that a checkpoint brings along. Off unless you wrote it."
     )
-    start_timeout_seconds: float = Field(600.0, gt=0, description="Limit for loading the checkpoint, seconds.")
+    start_timeout_seconds: float = Field(
+        600.0, gt=0, description="Limit for loading the checkpoint, or for the first upstream to be up, seconds."
+    )
+    urls: Annotated[
+        tuple[Annotated[str, AfterValidator(_upstream_url)], ...], NoDecode, BeforeValidator(_json_list)
+    ] = Field(
+        (),
+        description='OpenAI-compatible upstreams of `remote`, as JSON: `["http://gpu-1:8000"]`; see '
+        "docs/operations.md.",
+    )
+    url_model: str | None = Field(
+        None, min_length=1, description="Name of the model at the upstreams; default is the only one that they list."
+    )
+    api_key: Annotated[SecretStr, AfterValidator(_header_value)] | None = Field(
+        None, description="Key of the upstreams, sent as bearer."
+    )
+    url_timeout_seconds: float = Field(
+        30.0, gt=0, description="Limit of one call to an upstream, seconds; then another one is asked."
+    )
+    url_batches: int = Field(
+        2, gt=0, description="Batches under way at one upstream. One leaves it idle in between; many make queries wait."
+    )
+    trust_urls: bool = Field(
+        False,
+        description="Serve upstreams unproven, where the checkpoint records no vectors to hold them against: what the "
+        "first one answers is then held against the others, and against later answers.",
+    )
+
+    @model_validator(mode="after")
+    def _check_urls(self) -> Self:
+        if (self.backend == "remote") != bool(self.urls):
+            raise ValueError("EOSEEK_ENCODER__BACKEND=remote and EOSEEK_ENCODER__URLS go together; set both or neither")
+        if len(set(self.urls)) < len(self.urls):
+            raise ValueError("EOSEEK_ENCODER__URLS names an address twice; write each once")
+        return self
 
 
 class BatchingSettings(Group):

@@ -1,7 +1,8 @@
 import pytest
+from pydantic import ValidationError
 
 from service.errors import ConfigurationError
-from service.settings import Settings
+from service.settings import EncoderSettings, Settings
 
 
 @pytest.mark.parametrize(
@@ -53,3 +54,46 @@ def test_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("EOSEEK_STORE__PATH", "")
 
     assert Settings().store.path == default
+
+
+def remote(urls: str, **more: object) -> EncoderSettings:
+    return EncoderSettings(backend="remote", urls=urls, **more)
+
+
+def test_upstreams_are_named_with_or_without_v1() -> None:
+    urls = remote('["http://gpu-1:8000", "https://gpu-2/v1/", "http://[::1]:8000/embedder"]').urls
+
+    assert urls == ("http://gpu-1:8000/v1", "https://gpu-2/v1", "http://[::1]:8000/embedder/v1")
+
+
+@pytest.mark.parametrize(
+    ("urls", "words"),
+    [
+        ('["gpu-1:8000"]', "is no address"),
+        ('["ftp://gpu-1"]', "is no address"),
+        ('["http://"]', "is no address"),
+        ('["http://gpu-1:x"]', "is no address"),
+        ('["http://[::1"]', "is no address"),
+        ('["http://gpu-1/?key=s3cret"]', "is no address"),
+        ('["http://user:s3cret@gpu-1"]', "holds a user or a password"),
+        ('["http://gpu-1", "http://gpu-1/v1"]', "names an address twice"),
+        ("[]", "go together"),
+        ("http://gpu-1", "write a list"),
+    ],
+)
+def test_upstream_that_is_no_address_is_refused_without_showing_it(urls: str, words: str) -> None:
+    with pytest.raises(ValidationError, match=words) as refused:
+        Settings(encoder={"backend": "remote", "urls": urls})
+    assert "s3cret" not in str(refused.value)
+
+
+def test_upstreams_without_their_backend_are_refused() -> None:
+    with pytest.raises(ValidationError, match="go together"):
+        EncoderSettings(urls='["http://gpu-1"]')
+
+
+def test_upstream_key_is_not_shown_and_stands_in_a_header() -> None:
+    assert "s3cret" not in repr(remote('["http://gpu-1"]', api_key="s3cret"))
+    with pytest.raises(ValidationError, match="cannot stand in a header") as refused:
+        Settings(encoder={"backend": "remote", "urls": '["http://gpu-1"]', "api_key": "s3cret\n"})
+    assert "s3cret" not in str(refused.value)

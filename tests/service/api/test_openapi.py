@@ -13,8 +13,8 @@ CALLS = {
     "POST /embed", "POST /search", "POST /documents", "GET /documents/{document_id}",
     "DELETE /documents/{document_id}", "POST /documents/delete", "GET /collections", "PUT /collections/{name}",
     "GET /collections/{name}", "DELETE /collections/{name}", "POST /collections/{name}/reindex",
-    "GET /collections/{name}/reindex", "POST /v1/embeddings", "GET /v1/models", "GET /health/live", "GET /health/ready", "GET /info",
-    "GET /metrics", "POST /backup",
+    "GET /collections/{name}/reindex", "POST /v1/embeddings", "GET /v1/models", "GET /health/live", "GET /health/ready",
+    "GET /info", "GET /metrics", "POST /backup",
 }  # fmt: skip
 
 
