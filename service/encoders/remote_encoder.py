@@ -39,7 +39,7 @@ _MIN_CANARY_TOKENS = 5
 class Pace:
     """How often upstreams are looked after, in seconds."""
 
-    proof_seconds: float = 30.0  # between two proofs of one that serves
+    proof_seconds: float = 10.0  # without an answer of one that serves; an answer is a proof as well
     first_backoff_seconds: float = 0.25  # before the first proof of one that failed; doubled up to the next
     max_backoff_seconds: float = 5.0
 
@@ -57,6 +57,7 @@ class _Member:
     num_failures: int = 0
     num_outstanding: int = 0
     last_asked: int = 0
+    num_answers: int = 0
     busy_until: float = float("-inf")
     failed: asyncio.Event = field(default_factory=asyncio.Event)  # set from a failure to the next success
 
@@ -66,6 +67,7 @@ class _Member:
 
     def succeed(self) -> None:
         self.num_failures = 0
+        self.num_answers += 1
         self.failed.clear()
 
     def __str__(self) -> str:
@@ -323,13 +325,21 @@ class RemoteEncoder:
         while True:
             if member.is_well:
                 pause = self._pace.first_backoff_seconds
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._pace.proof_seconds):
-                        await member.failed.wait()
+                await self._wait_until_doubtful(member)
             if not member.is_well:
                 await self._sleep(pause)
                 pause = min(2 * pause, self._pace.max_backoff_seconds)
             await self._prove(member)
+
+    async def _wait_until_doubtful(self, member: _Member) -> None:
+        """Wait for a failure, or for a time without any answer."""
+        num_answers = -1
+        while num_answers != member.num_answers:
+            num_answers = member.num_answers
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pace.proof_seconds):
+                    await member.failed.wait()
+                    return
 
     async def _prove(self, member: _Member) -> None:
         """Let an upstream serve if it embeds the probes as recorded, and no longer if it does not."""
