@@ -31,6 +31,7 @@ Outcome = Literal["answered", "away", "busy", "refused", "wrong"]
 
 _MAX_TRIES = 2  # of a batch at one upstream: its idle connection may just have been closed
 _MAX_FAILURES = 3  # in a row, then the upstream is left alone until it is proven again
+_MAX_NAP_SECONDS = 1.0  # while all are overloaded; another may be back by then
 # shorter ones say less about pooling, and the torch engine calculates them a precision higher, which takes longer
 _MIN_CANARY_TOKENS = 5
 
@@ -39,7 +40,7 @@ _MIN_CANARY_TOKENS = 5
 class Pace:
     """How often upstreams are looked after, in seconds."""
 
-    proof_seconds: float = 10.0  # without an answer of one that serves; an answer is a proof as well
+    proof_seconds: float = 5.0  # after so long without an answer, which is a proof as well; twice that at most
     first_backoff_seconds: float = 0.25  # before the first proof of one that failed; doubled up to the next
     max_backoff_seconds: float = 5.0
 
@@ -227,7 +228,7 @@ class RemoteEncoder:
         now = self._clock()
         if free >= deadline:
             raise OverloadedError("all upstreams are overloaded; try again later", retry_after_seconds=free - now)
-        await self._sleep(free - now)
+        await self._sleep(min(free - now, _MAX_NAP_SECONDS))
 
     async def _try(self, member: _Member, token_ids: Sequence[TokenIds], tries: Counter[int]) -> Embeddings | None:
         """The batch's embeddings; None if another upstream should be asked. Raises EncoderError for refused texts."""

@@ -379,10 +379,10 @@ async def test_remote_overloaded_upstream_is_spared_as_long_as_it_asks_for():
 async def test_remote_all_overloaded_are_waited_for_while_somebody_waits():
     upstream = FakeUpstream()
     async with started(upstream) as bench:
-        refusals = iter([status(429, headers={"retry-after": "2"})] * 3)
+        refusals = iter([status(429, headers={"retry-after": "1.5"})] * 2)
         upstream.answer = lambda request: next(refusals, lambda request: None)(request)
         await bench.encoder.encode(TEXTS)
-        assert bench.naps == [2.0, 2.0, 2.0]
+        assert bench.naps == [1.0, 0.5, 1.0, 0.5]
 
         upstream.answer = status(429, headers={"retry-after": "50"})
         with pytest.raises(OverloadedError) as overloaded:
@@ -463,3 +463,36 @@ async def test_remote_upstream_that_failed_once_is_proven_at_once_and_spared_unt
 
         await until(lambda: len(failing.requests) == num_requests + 2)  # its models and the probes
         assert bench.serving() == [True, True]
+
+
+@run
+async def test_remote_calls_share_connections():
+    upstream = FakeUpstream()
+    num_connections, closed = 0, asyncio.Event()
+
+    async def serve(reader, writer):
+        nonlocal num_connections
+        num_connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                length = re.search(r"content-length: (\d+)", head.lower())
+                content = await reader.readexactly(int(length[1])) if length else b""
+                response = await upstream.handle(httpx.Request("POST", f"http://up0{head.split()[1]}", content=content))
+                size = f"content-length: {len(response.content)}"
+                writer.write(f"HTTP/1.1 200 OK\r\n{size}\r\n\r\n".encode() + response.content)
+        writer.close()
+        await writer.wait_closed()
+        closed.set()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        settings = EncoderSettings(backend="remote", urls=f'["http://127.0.0.1:{port}"]')
+        encoder = RemoteEncoder(CHECKPOINT, settings, limit_seconds=10)
+        await encoder.start()
+        for _ in range(20):
+            np.testing.assert_allclose(await encoder.encode(TEXTS), expected(TEXTS), atol=1e-6)
+        await encoder.stop()
+        await closed.wait()
+
+    assert num_connections == 1
