@@ -20,7 +20,7 @@ import numpy as np
 
 from service.encoders.base import Embeddings, TokenIds
 from service.encoders.checkpoint import Checkpoint
-from service.encoders.probes import MIN_COSINE, PROBES, Probes, read_probes
+from service.encoders.proof import Proof, unit_length
 from service.encoders.upstream import Upstream, UpstreamFault
 from service.errors import ConfigurationError, EncoderError, OverloadedError
 from service.settings import EncoderSettings
@@ -32,8 +32,6 @@ Outcome = Literal["answered", "away", "busy", "refused", "wrong"]
 _MAX_TRIES = 2  # of a batch at one upstream: its idle connection may just have been closed
 _MAX_FAILURES = 3  # in a row, then the upstream is left alone until it is proven again
 _MAX_NAP_SECONDS = 1.0  # while all are overloaded; another may be back by then
-# shorter ones say less about pooling, and the torch engine calculates them a precision higher, which takes longer
-_MIN_CANARY_TOKENS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +111,7 @@ class RemoteEncoder:
         self._sleep = sleep
         self._asked = itertools.count(1)
         self._keepers: list[asyncio.Task[None]] = []
-        self._probes: Probes | None = None
-        self._canary = 0
+        self._proof: Proof | None = None
         key = settings.api_key
         self._members = [
             _Member(
@@ -161,10 +158,7 @@ class RemoteEncoder:
         Raises:
             ConfigurationError: nothing to prove them by, none can be used as they are, or none came up in time.
         """
-        self._probes = self._read_probes()
-        lengths = [len(ids) for ids in self._probes.token_ids]
-        long_enough = [length for length in lengths if length >= _MIN_CANARY_TOKENS]
-        self._canary = lengths.index(min(long_enough, default=max(lengths)))
+        self._proof = Proof(self._checkpoint, is_on_trust=self._settings.trust_urls)
         seconds = self._settings.start_timeout_seconds
         try:
             async with asyncio.timeout(seconds):
@@ -247,14 +241,12 @@ class RemoteEncoder:
 
     async def _call(self, member: _Member, token_ids: Sequence[TokenIds]) -> Embeddings:
         """One call with the canary at its end. Raises UpstreamFault, also for a canary with another vector."""
-        assert self._probes is not None
-        canary = self._probes.token_ids[self._canary]
+        proof = self._held_against()
         member.last_asked = next(self._asked)
         member.num_outstanding += 1
         try:
-            embeddings = unit_length(await member.upstream.embed([*token_ids, canary], dimension=self.dimension))
-            cosine = float(embeddings[-1] @ self._probes.vectors[self._canary])
-            self._compare(cosine, self._probes.texts[self._canary])
+            embeddings = unit_length(await member.upstream.embed([*token_ids, proof.canary], dimension=self.dimension))
+            proof.check_canary(embeddings[-1])
         except UpstreamFault as fault:
             self._on_call(member.index, fault.kind)
             raise
@@ -263,13 +255,9 @@ class RemoteEncoder:
         self._on_call(member.index, "answered")
         return embeddings[:-1]
 
-    def _compare(self, cosine: float, text: str) -> None:
-        if not cosine >= MIN_COSINE:
-            raise UpstreamFault(
-                "wrong",
-                f"embeds {text[:40]!r} with cosine {cosine:.3f} to the vector recorded with the checkpoint, below "
-                f"{MIN_COSINE}: it serves another model, or pools otherwise",
-            )
+    def _held_against(self) -> Proof:
+        assert self._proof is not None, "called before start"
+        return self._proof
 
     def _note(self, member: _Member, fault: UpstreamFault) -> None:
         """What a fault means for whether the upstream is asked again."""
@@ -293,20 +281,6 @@ class RemoteEncoder:
 
     def _causes(self) -> str:
         return "; ".join(map(str, self._members))
-
-    def _read_probes(self) -> Probes:
-        checkpoint = self._checkpoint
-        recorded = read_probes(checkpoint.contract, checkpoint.probes, dimension=self.dimension)
-        if recorded.texts:
-            return recorded
-        if not self._settings.trust_urls:
-            raise ConfigurationError(
-                f"checkpoint {checkpoint.name} records no vectors in its eoseek.json, so nothing shows that upstreams "
-                "serve it; `eoseek export` records them. EOSEEK_ENCODER__TRUST_URLS=true takes the first on trust"
-            )
-        log.warning("EOSEEK_ENCODER__TRUST_URLS is on: nothing shows that upstreams serve %s", checkpoint.name)
-        token_ids = checkpoint.contract.documents([("", text) for text in PROBES], truncate=True).token_ids
-        return Probes(texts=PROBES, token_ids=token_ids, vectors=np.empty((0, self.dimension), dtype=np.float32))
 
     async def _prove_one(self) -> None:
         """Prove all upstreams at once, and again until one serves. Raises ConfigurationError if none ever can."""
@@ -345,7 +319,7 @@ class RemoteEncoder:
     async def _prove(self, member: _Member) -> None:
         """Let an upstream serve if it embeds the probes as recorded, and no longer if it does not."""
         try:
-            cosine = await self._proof(member)
+            cosine = await self._held_against().hold(member.upstream, is_new=not member.is_serving)
         except Exception as error:
             if not isinstance(error, UpstreamFault):  # a fault of ours must not end the loop that heals
                 log.exception("unexpected error while upstream %d was proven", member.index)
@@ -363,42 +337,3 @@ class RemoteEncoder:
         if fault.kind == "busy" and not member.is_serving:
             member.cause, member.is_wrong = fault.cause, False
         self._note(member, fault)
-
-    async def _proof(self, member: _Member) -> float:
-        """The lowest cosine of an upstream to what is recorded. Raises UpstreamFault."""
-        assert self._probes is not None
-        max_length = await member.upstream.describe()
-        limit = self._checkpoint.max_length
-        if max_length is not None and max_length < limit:
-            raise UpstreamFault(
-                "wrong",
-                f"takes texts of {max_length} tokens, this service up to {limit}; start it with as many, or set "
-                f"EOSEEK_ENCODER__MAX_LENGTH={max_length}",
-            )
-        encoded = unit_length(await member.upstream.embed(self._probes.token_ids, dimension=self.dimension))
-        if not len(self._probes.vectors):
-            self._probes = Probes(texts=self._probes.texts, token_ids=self._probes.token_ids, vectors=encoded)
-        text, cosine = self._probes.worst(encoded)
-        self._compare(cosine, text)
-        if max_length is None and not member.is_serving:
-            await self._prove_length(member, limit)
-        return cosine
-
-    async def _prove_length(self, member: _Member, limit: int) -> None:
-        """See that the longest text is taken whole, where the upstream does not say how much it takes."""
-        longest = self._checkpoint.contract.documents([("", "a " * limit)], truncate=True).token_ids
-        try:
-            await member.upstream.embed(longest, dimension=self.dimension)
-        except UpstreamFault as fault:
-            if fault.kind != "refused":
-                raise
-            cause = f"{fault.cause}, for a text of {limit} tokens; set EOSEEK_ENCODER__MAX_LENGTH to what it takes"
-            raise UpstreamFault("wrong", cause, words=fault.words) from fault
-
-
-def unit_length(embeddings: Embeddings) -> Embeddings:
-    """Rows scaled to unit length, whatever they had: direction is what probes prove. NaN where there is none."""
-    rows = embeddings.astype(np.float64)  # the square of a large float32 would be infinite
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scaled: Embeddings = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    return scaled

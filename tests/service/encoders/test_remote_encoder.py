@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from service.encoders.base import AsyncEncoder
-from service.encoders.remote_encoder import Pace, RemoteEncoder, unit_length
+from service.encoders.proof import unit_length
+from service.encoders.remote_encoder import Pace, RemoteEncoder
 from service.errors import ConfigurationError, EncoderError, OverloadedError
 from service.settings import EncoderSettings
 from tests.fakes import fake_embedding
