@@ -75,7 +75,7 @@ def test_upstreams_are_named_with_or_without_v1() -> None:
         ('["http://gpu-1:x"]', "is no address"),
         ('["http://[::1"]', "is no address"),
         ('["http://gpu-1/?key=s3cret"]', "is no address"),
-        ('["http://user:s3cret@gpu-1"]', "holds a user or a password"),
+        ('["http://s3cret@gpu-1"]', "holds a user or a password"),
         ('["http://gpu-1", "http://gpu-1/v1"]', "names an address twice"),
         ("[]", "go together"),
         ("http://gpu-1", "write a list"),
@@ -93,7 +93,8 @@ def test_upstreams_without_their_backend_are_refused() -> None:
 
 
 def test_upstream_key_is_not_shown_and_stands_in_a_header() -> None:
-    assert "s3cret" not in repr(remote('["http://gpu-1"]', api_key="s3cret"))
+    hidden = "x" * 20
+    assert hidden not in repr(remote('["http://gpu-1"]', api_key=hidden))
     with pytest.raises(ValidationError, match="cannot stand in a header") as refused:
-        Settings(encoder={"backend": "remote", "urls": '["http://gpu-1"]', "api_key": "s3cret\n"})
-    assert "s3cret" not in str(refused.value)
+        Settings(encoder={"backend": "remote", "urls": '["http://gpu-1"]', "api_key": f"{hidden}\n"})
+    assert hidden not in str(refused.value)
