@@ -24,6 +24,7 @@ from service.settings import EncoderSettings, Settings, StoreSettings
 from tests.checkpoints import write_tiny_checkpoint
 from tests.service.encoders.fake_upstream import CHECKPOINT, FakeNetwork, FakeUpstream
 
+KEY = "r" * 40
 TEXTS = ["a", "merge two sorted lists", "naïve café, 検索", "def add(a, b): return a + b"]
 
 
@@ -38,7 +39,7 @@ def test_remote_service_without_upstreams_is_503_with_the_cause_not_ready_and_he
         CHECKPOINT,
         EncoderSettings(backend="remote", urls=json.dumps(network.urls)),
         limit_seconds=10,
-        pace=Pace(first_backoff_seconds=0.001, max_backoff_seconds=0.001),
+        pace=Pace(proof_seconds=0.02, first_backoff_seconds=0.001, max_backoff_seconds=0.001),
         transport=network,
     )
     client = make_client(encoder=encoder, checkpoint=CHECKPOINT)
@@ -95,6 +96,7 @@ def served(checkpoint: Path) -> Iterator[str]:
     """`eoseek serve` in a process of its own, on a free port; its address."""
     variables = {
         "EOSEEK_API__PORT": "0",
+        "EOSEEK_API__KEYS": json.dumps([{"role": "read", "key": KEY}]),
         "EOSEEK_STORE__KIND": "memory",
         "EOSEEK_ENCODER__CHECKPOINT": str(checkpoint),
         "EOSEEK_ENCODER__DTYPE": "float32",
@@ -117,6 +119,11 @@ def served(checkpoint: Path) -> Iterator[str]:
         process.communicate(timeout=60)
 
 
+def front_settings(url: str, checkpoint: Path, key: str = KEY) -> Settings:
+    encoder = EncoderSettings(backend="remote", urls=json.dumps([url]), checkpoint=str(checkpoint), api_key=key)
+    return Settings(encoder=encoder, store=StoreSettings(kind="memory"))
+
+
 @pytest.mark.integration
 def test_remote_service_over_another_gives_its_vectors_and_says_when_it_is_gone(checkpoint):
     near = load_encoder(str(checkpoint), dtype="float32", device="cpu")
@@ -124,8 +131,7 @@ def test_remote_service_over_another_gives_its_vectors_and_says_when_it_is_gone(
     with ExitStack() as stack:
         upstream = stack.enter_context(ExitStack())
         url = upstream.enter_context(served(checkpoint))
-        encoder = EncoderSettings(backend="remote", urls=json.dumps([url]), checkpoint=str(checkpoint))
-        settings = Settings(encoder=encoder, store=StoreSettings(kind="memory"))
+        settings = front_settings(url, checkpoint)
         client = stack.enter_context(TestClient(create_app(settings)))
 
         documents = embed(client).json()["embeddings"]
@@ -145,7 +151,9 @@ def test_remote_service_over_another_gives_its_vectors_and_says_when_it_is_gone(
 def test_remote_service_refuses_another_checkpoint_of_the_same_shape_at_its_start(checkpoint, tmp_path):
     other = write_tiny_checkpoint(tmp_path / "other", "qwen3")
     with served(other) as url:
-        encoder = EncoderSettings(backend="remote", urls=json.dumps([url]), checkpoint=str(checkpoint))
-        settings = Settings(encoder=encoder, store=StoreSettings(kind="memory"))
+        settings = front_settings(url, checkpoint)
         with pytest.raises(ConfigurationError, match="it serves another model"), TestClient(create_app(settings)):
+            pass
+        settings = front_settings(url, checkpoint, key="w" * 40)
+        with pytest.raises(ConfigurationError, match="401: it wants another key"), TestClient(create_app(settings)):
             pass
