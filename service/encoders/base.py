@@ -45,7 +45,7 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class AsyncEncoder(Protocol):
-    """An encoder behind a process boundary; safe to call while another call is under way."""
+    """An encoder behind the boundary of a process or a network; safe to call while another call is under way."""
 
     @property
     def dimension(self) -> int:
