@@ -15,7 +15,19 @@ from prometheus_client import CollectorRegistry
 from starlette.middleware.cors import CORSMiddleware
 
 from service import __version__
-from service.api import backup, collections, documents, embed, health, openai, openapi, playground, problems, search
+from service.api import (
+    backup,
+    collections,
+    documents,
+    embed,
+    health,
+    openai,
+    openapi,
+    playground,
+    problems,
+    reindex,
+    search,
+)
 from service.api.access import AccessMiddleware
 from service.api.bodies import TIMEOUT_HEADER
 from service.api.keys import Keyring
@@ -27,7 +39,10 @@ from service.encoders.checkpoint import Checkpoint, load_checkpoint
 from service.encoders.remote_encoder import RemoteEncoder
 from service.encoders.worker import WorkerEncoder
 from service.errors import ConfigurationError, EoseekError, FingerprintMismatchError
+from service.ingest.guard import guarded
 from service.ingest.pipeline import IngestPipeline
+from service.ingest.reindex import Reindexer
+from service.ingest.served import Load, ServedCheckpoint, ServedCheckpoints
 from service.metrics import Metrics
 from service.server import OnReady, OnStop, serve
 from service.settings import EncoderSettings, Settings, StoreSettings
@@ -50,6 +65,7 @@ def create_app(
     encoder: AsyncEncoder | None = None,
     store: Store | None = None,
     tracing: Tracing | None = None,
+    load: Load | None = None,
 ) -> FastAPI:
     """The application; its parts start with its lifespan, which raises ConfigurationError when they cannot.
 
@@ -59,6 +75,7 @@ def create_app(
         encoder: instead of a worker process; not yet started.
         store: instead of the one that the settings name; not yet started.
         tracing: instead of the one that the settings ask for; not yet started.
+        load: instead of reading another checkpoint, for a re-index, and a worker process for it.
     """
     metrics = Metrics(CollectorRegistry())
     if settings.tracing and tracing is None:
@@ -68,7 +85,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with (
             _traced(tracing),
-            _running(settings, metrics, checkpoint=checkpoint, encoder=encoder, store=store) as services,
+            _running(settings, metrics, checkpoint=checkpoint, encoder=encoder, store=store, load=load) as services,
         ):
             app.state.services = services
             yield
@@ -83,7 +100,7 @@ def create_app(
         strict_content_type=False,  # bodies.py checks it, and takes a missing one for JSON
     )
     app.state.settings = settings
-    for module in (embed, search, collections, openai, backup, health, playground):
+    for module in (embed, search, collections, reindex, openai, backup, health, playground):
         app.include_router(module.router)
     # the stream first: it passes on what is not NDJSON
     app.include_router(documents.stream_router)
@@ -136,8 +153,9 @@ async def _running(
     checkpoint: Checkpoint | None,
     encoder: AsyncEncoder | None,
     store: Store | None,
+    load: Load | None,
 ) -> AsyncIterator[Services]:
-    """The started parts; stopped in reverse, the batcher first and with time to drain."""
+    """The started parts; stopped in reverse, the batchers first and with time to drain."""
     async with AsyncExitStack() as stack:
         try:
             if checkpoint is None:
@@ -146,34 +164,60 @@ async def _running(
             store = store or open_store(settings.store, on_event=partial(metrics.count_child_event, "store"))
             store = metered(store, metrics)
             await _start_both(stack, encoder, store)
-            await _open_default(store, settings.store, checkpoint)
+            guarded_store, guard = guarded(store)
+            assemble = partial(_assemble, settings, metrics, store=store, guarded_store=guarded_store)
+            served = ServedCheckpoints(
+                assemble(checkpoint, encoder),
+                assemble=assemble,
+                load=load or partial(_load_other, settings.encoder, metrics),
+                drain_seconds=settings.api.drain_seconds,
+            )
+            await served.start()
+            stack.push_async_callback(served.stop)
+            gate = CollectionGate(store, served)
+            path = settings.store.path / "reindex.json" if settings.store.kind == "edge" else None
+            reindexer = Reindexer(store, guard, served, path=path, forget=gate.forget)
+            stack.push_async_callback(reindexer.stop)
+            await reindexer.start()
+            await _open_default(store, settings.store, served, reindexer)
         except EoseekError as error:
             raise ConfigurationError(error.detail) from error
         _report(metrics, settings, checkpoint, encoder, store)
-        # the longest legal text is a batch of its own
-        max_batch_tokens = max(settings.batching.max_batch_tokens, checkpoint.max_length)
-        batching = settings.batching.model_copy(update={"max_batch_tokens": max_batch_tokens})
-        batcher = Batcher(encoder, batching, metrics=metrics)
-        await batcher.start()
-        stack.push_async_callback(batcher.stop, settings.api.drain_seconds)
-        pipeline = IngestPipeline(
-            checkpoint,
-            batcher,
-            store,
-            metrics,
-            batching,
-            timeout_seconds=settings.api.request_timeout_seconds,
-        )
         yield Services(
             settings=settings,
-            checkpoint=checkpoint,
-            encoder=encoder,
-            batcher=batcher,
-            store=store,
-            pipeline=pipeline,
+            served=served,
+            store=guarded_store,
             metrics=metrics,
-            collections=CollectionGate(store, fingerprint=checkpoint.fingerprint, dimension=checkpoint.dimension),
+            collections=gate,
+            reindexer=reindexer,
         )
+
+
+def _assemble(
+    settings: Settings,
+    metrics: Metrics,
+    checkpoint: Checkpoint,
+    encoder: AsyncEncoder,
+    *,
+    store: Store,
+    guarded_store: Store,
+) -> ServedCheckpoint:
+    """An encoder with what works by it."""
+    # the longest legal text is a batch of its own
+    max_batch_tokens = max(settings.batching.max_batch_tokens, checkpoint.max_length)
+    batching = settings.batching.model_copy(update={"max_batch_tokens": max_batch_tokens})
+    batcher = Batcher(encoder, batching, metrics=metrics)
+    pipeline = partial(
+        IngestPipeline, checkpoint, batcher, settings=batching, timeout_seconds=settings.api.request_timeout_seconds
+    )
+    return ServedCheckpoint(
+        checkpoint=checkpoint,
+        encoder=encoder,
+        batcher=batcher,
+        pipeline=pipeline(store=guarded_store, metrics=metrics),
+        # what is copied was counted when it came in
+        copier=pipeline(store=store, metrics=Metrics(CollectorRegistry())),
+    )
 
 
 def _report(metrics: Metrics, settings: Settings, checkpoint: Checkpoint, encoder: AsyncEncoder, store: Store) -> None:
@@ -202,16 +246,18 @@ def _disk_usage(path: Path) -> tuple[float, float]:
     return usage.total, usage.free
 
 
-async def _open_default(store: Store, settings: StoreSettings, checkpoint: Checkpoint) -> None:
-    name = settings.collection
-    create = partial(store.create_collection, name, fingerprint=checkpoint.fingerprint, dimension=checkpoint.dimension)
+async def _open_default(store: Store, settings: StoreSettings, served: ServedCheckpoints, reindexer: Reindexer) -> None:
+    name, main = settings.collection, served.main.checkpoint
+    create = partial(store.create_collection, name, fingerprint=main.fingerprint, dimension=main.dimension)
     try:
         await create()
     except FingerprintMismatchError:
+        if served.find((await store.describe_collection(name)).fingerprint):  # it was re-indexed
+            return
         # an empty one holds nothing that could be lost, unless another service writes to the same server
         if settings.kind == "qdrant" or (await store.describe_collection(name)).num_documents:
             raise
-        await store.drop_collection(name)
+        await reindexer.drop_collection(name)
         await create()
 
 
@@ -226,6 +272,13 @@ async def _start_both(stack: AsyncExitStack, encoder: AsyncEncoder, store: Store
             tasks.create_task(start(store.start, store.stop))
     except ExceptionGroup as group:
         raise group.exceptions[0] from group
+
+
+def _load_other(settings: EncoderSettings, metrics: Metrics, name_or_path: str) -> tuple[Checkpoint, AsyncEncoder]:
+    """Another checkpoint than the configured one, and its worker, which is not started."""
+    other = settings.model_copy(update={"checkpoint": name_or_path})
+    checkpoint = _load(other)
+    return checkpoint, _worker_encoder(other, checkpoint, metrics)
 
 
 def _load(settings: EncoderSettings) -> Checkpoint:

@@ -123,6 +123,14 @@ class FingerprintMismatchError(EoseekError):
     title = "Collection belongs to another checkpoint"
 
 
+class ReindexConflictError(EoseekError):
+    """A step of a re-index that its state does not allow."""
+
+    code = "reindex_conflict"
+    status = 409
+    title = "Not in this state of the re-index"
+
+
 class OverloadedError(EoseekError):
     """Admission is full; `retry_after_seconds` estimates when it is not."""
 
@@ -145,6 +153,13 @@ class NotReadyError(EoseekError):
     code = "not_ready"
     status = 503
     title = "Not ready"
+
+
+class CollectionSwitchedError(NotReadyError):
+    """A write was encoded for a collection that was switched to another checkpoint since."""
+
+    code = "collection_switched"
+    title = "Collection was switched"
 
 
 class DeadlineExceededError(NotReadyError):

@@ -5,7 +5,7 @@ Base units, `eoseek_` prefix, no ids and no text in labels. The registry is pass
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
@@ -90,6 +90,12 @@ class Metrics:
         self._store_bytes = Gauge(
             "eoseek_store_bytes", "Disk that a collection takes up.", ["collection"], registry=registry
         )
+        self._reindexes = Gauge(
+            "eoseek_reindexes", "Re-indexes that are not at their end, by stage.", ["stage"], registry=registry
+        )
+        self._reindex_behind = Gauge(
+            "eoseek_reindex_behind_documents", "Changed documents that standbys still lack.", registry=registry
+        )
         self._disk_free_bytes = Gauge(
             "eoseek_disk_free_bytes", "Free space on the disk of a part.", ["part"], registry=registry
         )
@@ -97,6 +103,7 @@ class Metrics:
             "eoseek_disk_size_bytes", "Size of the disk of a part.", ["part"], registry=registry
         )
         self._build = Info("eoseek_build", "Version, checkpoint and parts that serve.", registry=registry)
+        self._ages: dict[Kind, list[Callable[[], float]]] = {lane: [] for lane in get_args(Kind)}
         self._pids: dict[Child, Callable[[], int | None]] = {}
         ProcessCollector(registry=registry)
         for child in get_args(Child):
@@ -111,7 +118,7 @@ class Metrics:
     def _start_series(self) -> None:
         # a series that is there from the start can be alerted on: a rate needs the zero before the first event
         for lane in get_args(Kind):
-            self.set_queue(lane, tokens=0, requests=0)
+            self.add_to_queue(lane, tokens=0, requests=0)
             self._tokens.labels(lane)
             self._encoder_busy_seconds.labels(lane)
         for reason in get_args(RejectionReason):
@@ -148,14 +155,20 @@ class Metrics:
         self._stage_seconds.labels(stage).observe(seconds)
         note_stage(stage, seconds, ended=ended, collection=collection, num_tokens=num_tokens)
 
-    def set_queue(self, lane: Kind, *, tokens: int, requests: int) -> None:
-        """What waits in a lane now."""
-        self._queue_tokens.labels(lane).set(tokens)
-        self._queue_requests.labels(lane).set(requests)
+    def add_to_queue(self, lane: Kind, *, tokens: int, requests: int) -> None:
+        """How much more or less waits in a lane; the lanes of several batchers add up."""
+        self._queue_tokens.labels(lane).inc(tokens)
+        self._queue_requests.labels(lane).inc(requests)
 
-    def watch_queue(self, lane: Kind, age_seconds: Callable[[], float]) -> None:
-        """Ask for the age of a lane's oldest request at each scrape; 0 where none waits."""
-        self._queue_age_seconds.labels(lane).set_function(age_seconds)
+    def watch_queue(self, lane: Kind, age_seconds: Callable[[], float]) -> Callable[[], None]:
+        """Ask for the age of a lane's oldest request at each scrape; 0 where none waits. Returns what ends it.
+
+        Of several batchers the oldest counts.
+        """
+        ages = self._ages[lane]
+        ages.append(age_seconds)
+        self._queue_age_seconds.labels(lane).set_function(lambda: max((each() for each in ages), default=0.0))
+        return lambda: ages.remove(age_seconds)
 
     def watch_part(self, part: Child, is_ready: Callable[[], bool], pid: Callable[[], int | None]) -> None:
         """Ask at each scrape whether a part is ready, and what its process takes; `pid` is None without one."""
@@ -225,6 +238,13 @@ class Metrics:
             self._store_points.labels(label).inc(num_points)
             if num_bytes is not None:
                 self._store_bytes.labels(label).inc(num_bytes)
+
+    def set_reindexes(self, stages: Mapping[Any, int], num_behind: int) -> None:
+        """Re-indexes by stage, and the changed documents that their standbys lack."""
+        self._reindexes.clear()
+        for stage, number in stages.items():
+            self._reindexes.labels(stage).set(number)
+        self._reindex_behind.set(num_behind)
 
     def set_build(self, **facts: str) -> None:
         """Version, checkpoint, fingerprint and the like, as labels of one constant series."""

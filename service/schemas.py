@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from service.errors import InvalidInputError
 from service.store.base import Document
-from service.store.points import MAX_NAME_CHARS, NAME_PATTERN
+from service.store.points import MAX_NAME_CHARS, NAME_PATTERN, check_name
 
 MAX_ID_BYTES = 512
 # pydantic keeps over a kilobyte for each error, whose number only a body's size would bound: it stops at a list's first
@@ -34,6 +35,13 @@ def _document_id(document_id: str) -> str:
     if any(character < " " or character == "\x7f" for character in document_id):
         raise ValueError(f"{document_id[:80]!r} has a control character; ids stand in URLs and logs, so leave them out")
     return document_id
+
+
+def _collection_name(name: str) -> str:
+    try:
+        return check_name(name)
+    except InvalidInputError as error:
+        raise ValueError(error.detail) from None
 
 
 def _is_list(value: Any) -> str:
@@ -67,8 +75,13 @@ OpenAIInput = Annotated[
     | Annotated[list[Tokens], _LISTED, Tag("token_lists")],
     Discriminator(_openai_input),
 ]
-CollectionName = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS, pattern=NAME_PATTERN)]
+CollectionName = Annotated[
+    str,
+    AfterValidator(_collection_name),
+    Field(json_schema_extra={"minLength": 1, "maxLength": MAX_NAME_CHARS, "pattern": NAME_PATTERN}),
+]
 Kind = Literal["query", "document"]
+ReindexAction = Literal["start", "pause", "resume", "compare", "switch", "rollback", "abort", "drop"]
 EncodingFormat = Literal["float", "base64"]
 
 _INSTRUCTION = (
@@ -246,6 +259,52 @@ class CollectionsResponse(BaseModel):
     """All collections by name."""
 
     collections: list[CollectionOut]
+
+
+class ReindexRequest(Body):
+    """A step of a re-index; the fields are those that the action takes."""
+
+    action: ReindexAction = Field("start", description="`compare` measures the overlap, `drop` removes the old one.")
+    checkpoint: str | None = Field(
+        None, min_length=1, max_length=4096, description="`start`: a directory or hub name; absent: the configured one."
+    )
+    share: float | None = Field(
+        None, gt=0, le=1, description="`start`, `resume`: part of the time that encoding may take; 0.5."
+    )
+    truncate: bool | None = Field(
+        None, description="`start`, `resume`: cut documents that are too long for the new checkpoint; false."
+    )
+    queries: Annotated[list[Text], Field(max_length=1000, fail_fast=True)] | None = Field(
+        None, description="`compare`, `switch`: what to measure the overlap on; absent: recent searches."
+    )
+
+
+class OverlapOut(BaseModel):
+    """What old and new have in common among their ten best documents, 0 to 1."""
+
+    queries: int
+    mean: float
+    lowest: float
+
+
+class ReindexOut(BaseModel):
+    """A re-index as it stands."""
+
+    stage: Literal["loading", "copying", "ready", "switched", "paused", "failed"]
+    source: str = Field(description="Fingerprint of the old checkpoint.")
+    target: str = Field(description="Fingerprint of the new one.")
+    documents: int = Field(description="In the collection that serves.")
+    remaining: int = Field(description="That may still differ in the other one.")
+    encoded: int = Field(description="Since this process began or the last switch; so the next two.")
+    unchanged: int
+    removed: int
+    failed: int = Field(description="Too long for the other checkpoint.")
+    failures: dict[str, str] = Field(description="The first ten of them by id.")
+    share: float
+    truncate: bool
+    eta_seconds: float | None
+    detail: str = Field(description="What went wrong last; empty while all is well.")
+    overlap: OverlapOut | None
 
 
 class OpenAIRequest(Body):

@@ -1,5 +1,6 @@
-"""Collections: list, create, describe, drop. Reindexing does not exist yet and says so."""
+"""Collections: list, create, describe, drop."""
 
+import contextlib
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Response
@@ -8,7 +9,7 @@ from service.api.access import CallerDep
 from service.api.bodies import JsonRoute
 from service.api.problems import problems
 from service.api.services import ServicesDep
-from service.errors import NotImplementedHereError
+from service.errors import FingerprintMismatchError, NotFoundError
 from service.schemas import CollectionName, CollectionOut, CollectionsResponse
 from service.store.base import CollectionInfo
 
@@ -18,11 +19,12 @@ _NamePath = Annotated[
 ]
 
 
-async def _allowed(name: _NamePath, caller: CallerDep) -> str:
+async def allowed_name(name: _NamePath, caller: CallerDep) -> str:
+    """The name in the path. Raises ForbiddenError if the key is not for this collection."""
     return caller.check(name)
 
 
-Name = Annotated[str, Depends(_allowed)]
+Name = Annotated[str, Depends(allowed_name)]
 
 
 @router.get("", responses=problems(422, 500, 503))
@@ -36,6 +38,9 @@ async def list_collections(services: ServicesDep, caller: CallerDep) -> Collecti
 async def create_collection(name: Name, services: ServicesDep) -> CollectionOut:
     """Create a collection for this checkpoint; one that is there already stays as it is."""
     services.collections.forget(name)
+    with contextlib.suppress(NotFoundError, FingerprintMismatchError):
+        await services.collections.check(name)  # by whichever checkpoint serves it
+        return _out(await services.store.describe_collection(name))
     info = await services.store.create_collection(
         name, fingerprint=services.checkpoint.fingerprint, dimension=services.checkpoint.dimension
     )
@@ -51,26 +56,8 @@ async def describe_collection(name: Name, services: ServicesDep) -> CollectionOu
 @router.delete("/{name}", status_code=204, responses=problems(404, 422, 500, 503))
 async def drop_collection(name: Name, services: ServicesDep) -> Response:
     """Remove a collection with all its documents."""
-    services.collections.forget(name)
-    await services.store.drop_collection(name)
+    await services.reindexer.drop_collection(name)
     return Response(status_code=204)
-
-
-@router.post("/{name}/reindex", status_code=202, responses=problems(404, 422, 500, 501, 503))
-async def start_reindex(name: Name, services: ServicesDep) -> Response:
-    """Not implemented yet: index again under another name, or drop and index again."""
-    return await _no_reindex(name, services)
-
-
-@router.get("/{name}/reindex", responses=problems(404, 422, 500, 501, 503))
-async def describe_reindex(name: Name, services: ServicesDep) -> Response:
-    """Not implemented yet."""
-    return await _no_reindex(name, services)
-
-
-async def _no_reindex(name: str, services: ServicesDep) -> Response:
-    await services.store.describe_collection(name)
-    raise NotImplementedHereError("Reindexing does not exist yet; drop the collection and send the documents again.")
 
 
 def _out(info: CollectionInfo) -> CollectionOut:

@@ -12,7 +12,7 @@ from service.api.bodies import NDJSON, JsonRoute, NdjsonRoute, stream_body
 from service.api.limits import check_chars, check_count, check_metadata
 from service.api.problems import problems
 from service.api.services import Services, ServicesDep
-from service.errors import InvalidInputError, NotFoundError
+from service.errors import CollectionSwitchedError, InvalidInputError, NotFoundError
 from service.ingest.lines import read_documents
 from service.ingest.pipeline import Failure, IncomingDocument, IngestReport
 from service.schemas import (
@@ -75,12 +75,13 @@ async def index_stream(
     request: Request, services: ServicesDep, collection: Collection, truncate: TruncateQuery = False
 ) -> DocumentsResponse:
     """One document a line; good lines are indexed, bad lines come back with their numbers."""
-    name = await services.collections.check(collection)
+    opened = await services.collections.check(collection)
     limits = services.settings.api
     documents = read_documents(
         stream_body(request), max_line_bytes=limits.max_body_bytes, max_text_chars=limits.max_text_chars
     )
-    return _out(await services.pipeline.ingest(name, _within_limits(documents, services), truncate=truncate))
+    checked = _within_limits(documents, services)
+    return _out(await opened.served.pipeline.ingest(opened.physical_name, checked, truncate=truncate))
 
 
 @router.post("", openapi_extra=_NDJSON_DOCS, responses=problems(400, 404, 409, 413, 415, 422, 429, 500, 503))
@@ -102,9 +103,13 @@ async def index_documents(
         raise InvalidInputError(
             f"collection: {body.collection!r} in the body, {collection!r} in the URL; send one of them."
         )
-    name = await services.collections.check(caller.check(services.name_of(body.collection or collection)))
+    name = caller.check(services.name_of(body.collection or collection))
     truncate = body.truncate or truncate
-    return _out(await services.pipeline.ingest(name, documents, truncate=truncate, deadline=request.state.deadline))
+    try:
+        report = await _ingest(services, name, documents, truncate=truncate, deadline=request.state.deadline)
+    except CollectionSwitchedError:  # once more, by the checkpoint that serves it now
+        report = await _ingest(services, name, documents, truncate=truncate, deadline=request.state.deadline)
+    return _out(report)
 
 
 @router.post("/delete", responses=problems(400, 404, 413, 415, 422, 500, 503))
@@ -143,6 +148,14 @@ async def delete_document(document_id: DocumentPath, services: ServicesDep, coll
     if await services.store.delete(collection, [document_id]) == 0:
         raise NotFoundError(f"No document {document_id[:200]!r} in collection {collection!r}.")
     return DeleteResponse(deleted=1)
+
+
+async def _ingest(
+    services: Services, name: str, documents: Sequence[IncomingDocument], *, truncate: bool, deadline: float
+) -> IngestReport:
+    opened = await services.collections.check(name)
+    pipeline = opened.served.pipeline
+    return await pipeline.ingest(opened.physical_name, documents, truncate=truncate, deadline=deadline)
 
 
 async def _within_limits(

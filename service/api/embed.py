@@ -33,8 +33,10 @@ async def embed_texts(
     check_texts(texts, services.settings.api, field="inputs")
     check_instruction(body.instruction, services.settings.api)
     check_dimensions(body.dimensions, services.checkpoint.dimension)
-    tokenize = tokenizer_for(services, texts, body.kind, instruction=body.instruction, truncate=body.truncate)
-    embedded = await embed(request, services, body.kind, tokenize)
+    tokenize = tokenizer_for(
+        services.checkpoint, texts, body.kind, instruction=body.instruction, truncate=body.truncate
+    )
+    embedded = await embed(request, services, services.batcher, body.kind, tokenize)
     embeddings = cut_dimensions(embedded.embeddings, body.dimensions)
     return json_response(
         {

@@ -12,7 +12,9 @@ from fastapi import Request, Response
 from pydantic_core import to_json
 
 from service.api.services import Services
+from service.batching.batcher import Batcher
 from service.encoders.base import Embeddings
+from service.encoders.checkpoint import Checkpoint
 from service.encoders.prompt import Tokenized
 from service.schemas import EncodingFormat, Kind
 
@@ -29,25 +31,26 @@ class Embedded:
 
 
 def tokenizer_for(
-    services: Services, texts: Sequence[str], kind: Kind, *, instruction: str | None, truncate: bool
+    checkpoint: Checkpoint, texts: Sequence[str], kind: Kind, *, instruction: str | None, truncate: bool
 ) -> Callable[[], Tokenized]:
     """The blocking call that tokenizes `texts`; an instruction may be one of the checkpoint's names."""
-    contract = services.checkpoint.contract
+    contract = checkpoint.contract
     if kind == "document":
         return lambda: contract.documents([("", text) for text in texts], truncate=truncate)
-    named = services.checkpoint.instructions
-    sentence = None if instruction is None else named.get(instruction, instruction)
+    sentence = None if instruction is None else checkpoint.instructions.get(instruction, instruction)
     return lambda: contract.queries(texts, instruction=sentence, truncate=truncate)
 
 
-async def embed(request: Request, services: Services, kind: Kind, tokenize: Callable[[], Tokenized]) -> Embedded:
+async def embed(
+    request: Request, services: Services, batcher: Batcher, kind: Kind, tokenize: Callable[[], Tokenized]
+) -> Embedded:
     """Tokenize off the event loop, then encode in the lane of `kind` before the request's deadline."""
     started = time.monotonic()
     tokenized = await asyncio.to_thread(tokenize)
     tokenize_seconds = time.monotonic() - started
     services.metrics.observe_stage("tokenize", tokenize_seconds)
     services.metrics.count_truncated(len(tokenized.truncated))
-    encoded = await services.batcher.submit(tokenized.token_ids, lane=kind, deadline=request.state.deadline)
+    encoded = await batcher.submit(tokenized.token_ids, lane=kind, deadline=request.state.deadline)
     return Embedded(
         embeddings=encoded.embeddings,
         tokenized=tokenized,

@@ -32,7 +32,7 @@ async def live() -> Live:
 async def ready(services: ServicesDep) -> Ready:
     """200 when a request now would be worked on; 503 names the parts that are away."""
     parts = {
-        "encoder": services.encoder.is_ready,
+        "encoder": all(each.encoder.is_ready for each in services.reindexer.serving()),
         "store": services.store.is_ready,
     }
     missing = [part for part, is_ready in parts.items() if not is_ready]
@@ -83,6 +83,7 @@ async def _report_collections(services: Services) -> None:
     with contextlib.suppress(EoseekError, TimeoutError):
         async with asyncio.timeout(_COUNTING_SECONDS):
             infos = await services.store.list_collections()
+        services.metrics.set_reindexes(*services.reindexer.levels())
         services.metrics.set_collections({info.name: (info.num_documents, info.size_bytes) for info in infos})
 
 

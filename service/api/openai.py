@@ -43,9 +43,9 @@ async def create_embeddings(
     tokenize = (
         (lambda: contract.token_ids(token_ids, truncate=False))
         if token_ids
-        else tokenizer_for(services, texts, kind, instruction=instruction, truncate=False)
+        else tokenizer_for(services.checkpoint, texts, kind, instruction=instruction, truncate=False)
     )
-    embedded = await embed(request, services, kind, tokenize)
+    embedded = await embed(request, services, services.batcher, kind, tokenize)
     rows = on_wire(cut_dimensions(embedded.embeddings, body.dimensions), body.encoding_format)
     num_tokens = embedded.tokenized.num_tokens
     return json_response(

@@ -26,7 +26,7 @@ _TITLES = {
     401: "No key, or one that is not known",
     403: "The key may not do this, or not in this collection",
     404: "Unknown collection, document or path",
-    409: "The collection belongs to another checkpoint",
+    409: "The collection belongs to another checkpoint, or its re-index is not at this step",
     413: "The body is over the limit",
     415: "Another content type or encoding is wanted",
     422: "A field is refused; `errors` lists each",

@@ -13,6 +13,7 @@ from service.api.encoding import Embedded, embed, json_response, tokenizer_for
 from service.api.limits import check_instruction, check_page, check_texts
 from service.api.problems import problems
 from service.api.services import ServicesDep
+from service.ingest.reindex import Query
 from service.schemas import SearchRequest, SearchResponse
 from service.store.base import Hit, SearchOptions
 from service.store.filters import check_filter
@@ -44,17 +45,19 @@ async def search(
     check_page(body.top_k, body.offset, services.settings.api, num_queries=len(texts))
     options = _options(body)
     collection = await services.collections.check(caller.check(services.name_of(body.collection)))
-    tokenize = tokenizer_for(services, texts, "query", instruction=body.instruction, truncate=body.truncate)
-    embedded = await embed(request, services, "query", tokenize)
+    served = collection.served
+    tokenize = tokenizer_for(served.checkpoint, texts, "query", instruction=body.instruction, truncate=body.truncate)
+    embedded = await embed(request, services, served.batcher, "query", tokenize)
     search_started = time.monotonic()
-    hits = await services.store.search_batch(collection, embedded.embeddings, options)
+    hits = await services.store.search_batch(collection.physical_name, embedded.embeddings, options)
     search_seconds = time.monotonic() - search_started
-    services.metrics.observe_stage("search", search_seconds, collection=collection)
+    services.metrics.observe_stage("search", search_seconds, collection=collection.name)
+    services.reindexer.note_query(collection.name, [Query(text, body.instruction) for text in texts])
     results = [_results(each) for each in hits]
     return json_response(
         {
             "results": results[0] if isinstance(body.query, str) else results,
-            "model": services.checkpoint.name,
+            "model": served.checkpoint.name,
             "took_ms": _took_ms(embedded, search_seconds, time.monotonic() - started),
             "truncated": embedded.tokenized.truncated,
         }

@@ -124,8 +124,8 @@ class Batcher:
         self._metrics = metrics
         self._clock = clock
         self._lanes: dict[Lane, _Lane] = {"query": _Lane(), "document": _Lane()}
-        for lane in self._lanes:
-            metrics.watch_queue(lane, partial(self._age_seconds, lane))
+        self._reported: dict[Lane, tuple[int, int]] = dict.fromkeys(self._lanes, (0, 0))
+        self._unwatch = [metrics.watch_queue(lane, partial(self._age_seconds, lane)) for lane in self._lanes]
         self._requests: set[_Request] = set()  # admitted and not ended
         self._in_flight: dict[asyncio.Task[None], Plan[_Request]] = {}
         self._document_served = float("-inf")
@@ -149,6 +149,8 @@ class Batcher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        while self._unwatch:
+            self._unwatch.pop()()
 
     async def submit(self, token_ids: Sequence[TokenIds], *, lane: Lane, deadline: float | None = None) -> Encoded:
         """Encode the texts of one request. Cancelling it takes its waiting texts out of the queue.
@@ -226,7 +228,8 @@ class Batcher:
 
     def _report_queue(self, lane: Lane) -> None:
         queue = self._lanes[lane]
-        self._metrics.set_queue(lane, tokens=queue.num_tokens, requests=len(queue.requests))
+        (tokens, requests), self._reported[lane] = self._reported[lane], (queue.num_tokens, len(queue.requests))
+        self._metrics.add_to_queue(lane, tokens=queue.num_tokens - tokens, requests=len(queue.requests) - requests)
 
     def _age_seconds(self, lane: Lane) -> float:
         oldest = next(iter(self._lanes[lane].requests), None)

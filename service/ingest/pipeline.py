@@ -17,8 +17,10 @@ from service.errors import EoseekError, InvalidInputError, OverloadedError, Text
 from service.metrics import Metrics
 from service.settings import BatchingSettings
 from service.store.base import Document, Point, Store
+from service.store.points import public_name
 
 _CHUNK_DOCUMENTS = 256
+_CUT = "-cut-"
 # on the wire: what is prepared at once, and what one write carries; a larger document goes alone
 _CHUNK_BYTES = 2**20
 # two at the encoder (one running, one prefetched), one being written, one spare
@@ -28,11 +30,15 @@ _MAX_FAILURES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class IncomingDocument:
-    """A document, the line it came from, counted from 1 (None outside a stream of lines), and its bytes on the wire."""
+    """A document, the line it came from, counted from 1 (None outside a stream of lines), and its bytes on the wire.
+
+    `content_hash` is the whole document's as another collection stores it; None: it is calculated.
+    """
 
     document: Document
     line: int | None = None
     num_bytes: int = 0
+    content_hash: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +184,9 @@ class IngestPipeline:
     ) -> list[_Batch]:
         """Leave out what is unchanged or too long, and cut the rest into batches."""
         ids = [each.document.id for each in documents]
-        hashes = await asyncio.to_thread(lambda: [each.document.content_hash() for each in documents])
+        hashes = await asyncio.to_thread(
+            lambda: [each.content_hash or each.document.content_hash() for each in documents]
+        )
         stored = await self._store.content_hashes(collection, ids)
         changed = [
             (each, content_hash)
@@ -199,7 +207,7 @@ class IngestPipeline:
 
     def _cut_hash(self, content_hash: str) -> str:
         """The hash of a document of which only the leading tokens were encoded."""
-        return f"{content_hash}-cut-{self._checkpoint.max_length}"
+        return f"{content_hash}{_CUT}{self._checkpoint.max_length}"
 
     def _tokenize(
         self, documents: Sequence[tuple[IncomingDocument, str]], report: IngestReport, truncate: bool
@@ -279,7 +287,7 @@ class IngestPipeline:
         started = time.monotonic()
         await self._store.upsert(collection, points)
         seconds = time.monotonic() - started
-        self._metrics.observe_stage("flush", seconds, collection=collection)
+        self._metrics.observe_stage("flush", seconds, collection=public_name(collection))
         self._metrics.count_documents(indexed=len(points))
         report.indexed += len(points)
 
@@ -294,6 +302,12 @@ class IngestPipeline:
                 if deadline or time.monotonic() + pause > until:
                     raise
                 await self._sleep(pause)
+
+
+def split_hash(stored_hash: str) -> tuple[str, bool]:
+    """The whole document's content hash, and whether only its leading tokens were encoded."""
+    content_hash, cut, _ = stored_hash.partition(_CUT)
+    return content_hash, bool(cut)
 
 
 async def _chunks(

@@ -1,8 +1,8 @@
 """The store contract: documents with one embedding each, in collections that belong to a checkpoint's fingerprint.
 
 Three implementations are held to one test suite: `memory` (exact, the oracle), `edge` (embedded), `qdrant` (server).
-A collection's public name points at a physical collection `name--fingerprint8`, so that a re-index can switch in one
-step.
+A collection's public name points at a physical collection `name--fingerprint8`, and while it is re-indexed has a
+second one, its standby, so that the two can be exchanged in one step.
 """
 
 import hashlib
@@ -47,8 +47,8 @@ class Document:
 class Point:
     """A document with its unit-length float32 embedding, shape (dimension,).
 
-    Stores keep `content_hash`, which tells what the embedding was made from, and give none back. None stands for the
-    whole document's; who sets it has checked the document (`points.check_document`), which is not walked again.
+    Stores keep `content_hash`, which tells what the embedding was made from, and `scroll` gives it back. None stands
+    for the whole document's; who sets it has checked the document (`points.check_document`), which is not walked again.
     `num_bytes` is about what the document takes on the wire; 0 where that does not matter.
     """
 
@@ -102,6 +102,8 @@ class Store(Protocol):
     """All calls raise NotFoundError for an unknown collection and StoreError when the store is away.
 
     Writes are durable and visible to the next call when they return. All methods are safe to call concurrently.
+    A `collection`, and the name that is described, may also be a physical name: whoever holds embeddings of one
+    checkpoint names the collection that they belong to, whatever the public name points at by then.
     """
 
     @property
@@ -135,7 +137,31 @@ class Store(Protocol):
         ...
 
     async def drop_collection(self, name: str) -> None:
-        """Remove a collection with all its documents."""
+        """Remove a collection with all its documents, and its standby."""
+        ...
+
+    async def create_standby(self, name: str, *, fingerprint: str, dimension: int) -> CollectionInfo:
+        """A second physical collection behind a name, or the one that is there; one of a third checkpoint goes.
+
+        Raises:
+            FingerprintMismatchError: the collection itself has this fingerprint.
+            NotImplementedHereError: this store has no standbys, nor what follows; the detail says what to do.
+        """
+        ...
+
+    async def list_standbys(self) -> list[CollectionInfo]:
+        """All standbys by name; no other call lists them, and no snapshot holds them."""
+        ...
+
+    async def switch_collection(self, name: str, physical_name: str) -> None:
+        """Let the name point at `physical_name`, and make the other one its standby, in one step that may be repeated.
+
+        After a StoreError `describe_collection` tells what holds. Raises NotFoundError if it is neither of the two.
+        """
+        ...
+
+    async def drop_standby(self, name: str) -> None:
+        """Remove a standby with all its documents, if there is one."""
         ...
 
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:

@@ -30,8 +30,10 @@ from service.store.points import (
     check_fingerprint,
     check_name,
     check_points,
+    check_standby,
     excluded_score,
     from_payload,
+    stored_point,
     to_payload,
     unknown_collection,
 )
@@ -120,15 +122,7 @@ class EdgeStore:
 
     async def list_collections(self) -> list[CollectionInfo]:
         """See `Store`."""
-        infos = []
-        for name in await self._call("names"):
-            try:
-                infos.append(await self.describe_collection(name))
-            except NotFoundError:  # dropped since
-                pass
-            except StoreError:  # damaged; its cause has been logged, and the others are there
-                log.warning("collection %r cannot be described and is left out of the list", name)
-        return infos
+        return await self._describe_all(await self._call("names"))
 
     async def describe_collection(self, name: str) -> CollectionInfo:
         """See `Store`."""
@@ -141,6 +135,26 @@ class EdgeStore:
         self._dimensions.pop(name, None)
         with contextlib.suppress(NotFoundError):  # gone already if the child died after it
             await self._write("drop", name)
+
+    async def create_standby(self, name: str, *, fingerprint: str, dimension: int) -> CollectionInfo:
+        """See `Store`."""
+        check_standby(await self.describe_collection(name), fingerprint)
+        return CollectionInfo(**await self._write("create_standby", name, fingerprint, dimension))
+
+    async def list_standbys(self) -> list[CollectionInfo]:
+        """See `Store`."""
+        return await self._describe_all(await self._call("standbys"))
+
+    async def switch_collection(self, name: str, physical_name: str) -> None:
+        """See `Store`."""
+        try:
+            await self._write("switch", name, physical_name)
+        finally:
+            self._dimensions.pop(name, None)
+
+    async def drop_standby(self, name: str) -> None:
+        """See `Store`."""
+        await self._write("drop_standby", name)
 
     async def snapshot(self) -> Snapshot:
         """See `Store`. Searches go on meanwhile; writes wait while a collection is copied."""
@@ -203,7 +217,7 @@ class EdgeStore:
         found = await self._call("scroll", collection, check_cursor(after), batch_size, _stored(filter))
         payloads, embeddings, following = found
         pairs = zip(payloads, embeddings, strict=True)
-        return [Point(document=from_payload(payload), embedding=row) for payload, row in pairs], following
+        return [stored_point(payload, row) for payload, row in pairs], following
 
     async def _copy(self, name: str, directory: Path) -> CollectionInfo:
         async with self._copying:
@@ -221,6 +235,17 @@ class EdgeStore:
             if self._child.num_restarts != num_restarts or not self._child.is_ready:
                 raise StoreError("The embedded store was restarted while it was copied; ask for the backup again.")
             return info
+
+    async def _describe_all(self, names: Sequence[str]) -> list[CollectionInfo]:
+        infos = []
+        for name in names:
+            try:
+                infos.append(await self.describe_collection(name))
+            except NotFoundError:  # dropped since
+                pass
+            except StoreError:  # damaged; its cause has been logged, and the others are there
+                log.warning("collection %r cannot be described and is left out of the list", name)
+        return infos
 
     async def _dimension(self, collection: str) -> int:
         if collection not in self._dimensions:

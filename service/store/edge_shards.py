@@ -1,8 +1,9 @@
 """The embedded store's collections as Qdrant Edge shards; runs in a child process, because Edge's calls hold the GIL.
 
 On disk: `collections/<physical>/shard`, `collections/<physical>/collection.json` and `aliases.json`, which maps public
-to physical names and is replaced in one step: a directory that it does not name is half made or half removed, and is
-cleared at open. A call that writes flushes before it returns. No index is built: every search is an exact scan.
+to physical names (those of standbys end in `:standby`) and is replaced in one step: a directory that it does not name
+is half made or half removed, and is cleared at open. A call that writes flushes before it returns. No index is built:
+every search is an exact scan.
 """
 
 import fcntl
@@ -18,13 +19,14 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from service.errors import ConfigurationError
-from service.paths import sync_directory
+from service.paths import write_json
 from service.store.base import Filter, point_id
 from service.store.edge_filters import edge_filter, optional_edge_filter
 from service.store.points import physical_name, unknown_collection
 
 _ALIASES = TypeAdapter(dict[str, str])
 _WITHOUT_TEXT = ["id", "title", "metadata"]
+_STANDBY = ":standby"  # no collection can be called so
 
 
 def build(config: dict[str, Any]) -> "EdgeShards":
@@ -33,7 +35,8 @@ def build(config: dict[str, Any]) -> "EdgeShards":
 
 
 class EdgeShards:
-    """All collections under one path; arguments and results are plain values and arrays, filters are in stored form."""
+    """All collections under one path, by public or physical name; arguments and results are plain values and arrays,
+    filters are in stored form."""
 
     def __init__(self, path: Path) -> None:
         """Lock the path, clear what is half made and open all shards.
@@ -43,7 +46,7 @@ class EdgeShards:
         """
         self._path = path
         self._collections = path / "collections"
-        self._shards: dict[str, edge.EdgeShard] = {}
+        self._shards: dict[str, edge.EdgeShard] = {}  # by physical name
         try:
             self._collections.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(path)
@@ -54,8 +57,8 @@ class EdgeShards:
             ) from error
         try:
             self._aliases = self._read_aliases()
-            for name in self._aliases:
-                self._shards[name] = self._open(name)
+            for name, physical in self._aliases.items():
+                self._shards[physical] = self._open(name)
             self._clear_unnamed()
         except BaseException:
             self.close()
@@ -71,9 +74,41 @@ class EdgeShards:
 
     def create(self, name: str, fingerprint: str, dimension: int) -> dict[str, Any]:
         """Create a collection. One that is there, because a call is repeated after a crash, is left as it is."""
-        if name in self._shards:
-            return self.describe(name)
+        if name not in self._aliases:
+            self._make(name, name, fingerprint, dimension)
+        return self.describe(name)
+
+    def create_standby(self, name: str, fingerprint: str, dimension: int) -> dict[str, Any]:
+        """Create a standby, or leave it as it is; one of another checkpoint is removed first."""
+        self._shard(name)
         physical = physical_name(name, fingerprint)
+        assert physical != self._aliases[name], "the collection itself is no standby"
+        if self._aliases.get(name + _STANDBY) != physical:
+            self.drop_standby(name)
+            self._make(name + _STANDBY, name, fingerprint, dimension)
+        return self.describe(physical)
+
+    def standbys(self) -> list[str]:
+        """The physical names of all standbys, sorted."""
+        return sorted(physical for name, physical in self._aliases.items() if name.endswith(_STANDBY))
+
+    def switch(self, name: str, physical: str) -> None:
+        """Exchange a collection with its standby, unless that has been done."""
+        self._shard(name)
+        live, standby = self._aliases[name], self._aliases.get(name + _STANDBY)
+        if physical not in (live, standby):
+            raise unknown_collection(name)
+        if physical != live:
+            self._write_aliases(self._aliases | {name: physical, name + _STANDBY: live})
+
+    def drop_standby(self, name: str) -> None:
+        """Remove a standby, if there is one."""
+        self._forget(name + _STANDBY)
+
+    def _make(self, alias: str, name: str, fingerprint: str, dimension: int) -> None:
+        physical = physical_name(name, fingerprint)
+        if physical in self._shards:  # one that lost its name to a write that failed
+            self._shards.pop(physical).close()
         directory = self._collections / physical
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
@@ -81,22 +116,18 @@ class EdgeShards:
         vectors = edge.EdgeVectorParams(size=dimension, distance=edge.Distance.Dot)
         shard = edge.EdgeShard.create(str(directory / "shard"), edge.EdgeConfig(vectors=vectors))
         shard.flush()
-        _write_json(directory / "collection.json", {"name": name, "fingerprint": fingerprint, "dimension": dimension})
-        self._write_aliases(self._aliases | {name: physical})
-        self._shards[name] = shard
-        return self.describe(name)
+        write_json(directory / "collection.json", {"name": name, "fingerprint": fingerprint, "dimension": dimension})
+        self._shards[physical] = shard
+        self._write_aliases(self._aliases | {alias: physical})
 
     def drop(self, name: str) -> None:
-        """Remove a collection: its name first, so that a crash leaves a directory without a name."""
+        """Remove a collection and its standby: the names first, so that a crash leaves directories without one."""
         self._shard(name)
-        directory = self._directory(name)
-        self._write_aliases({alias: physical for alias, physical in self._aliases.items() if alias != name})
-        self._shards.pop(name).close()
-        shutil.rmtree(directory, ignore_errors=True)  # leftovers are cleared at the next open or create
+        self._forget(name, name + _STANDBY)
 
     def names(self) -> list[str]:
         """All collections, sorted."""
-        return sorted(self._shards)
+        return sorted(name for name in self._aliases if not name.endswith(_STANDBY))
 
     def describe(self, name: str) -> dict[str, Any]:
         """The fields of `CollectionInfo`."""
@@ -171,9 +202,20 @@ class EdgeShards:
         return [record.payload or {} for record in records], embeddings, None if following is None else str(following)
 
     def _shard(self, name: str) -> edge.EdgeShard:
-        if name not in self._shards:
+        physical = self._aliases.get(name, name)
+        if physical not in self._shards:
             raise unknown_collection(name)
-        return self._shards[name]
+        return self._shards[physical]
+
+    def _forget(self, *names: str) -> None:
+        """Remove those that are there."""
+        gone = [self._aliases[name] for name in names if name in self._aliases]
+        if gone:
+            self._write_aliases({name: physical for name, physical in self._aliases.items() if name not in names})
+        for physical in gone:
+            self._shards.pop(physical).close()
+            # leftovers are cleared at the next open or create
+            shutil.rmtree(self._collections / physical, ignore_errors=True)
 
     def _update(self, name: str, operation: edge.UpdateOperation) -> None:
         shard = self._shard(name)
@@ -181,7 +223,7 @@ class EdgeShards:
         shard.flush()
 
     def _directory(self, name: str) -> Path:
-        return self._collections / self._aliases[name]
+        return self._collections / self._aliases.get(name, name)
 
     def _open(self, name: str) -> edge.EdgeShard:
         directory = self._directory(name)
@@ -201,7 +243,7 @@ class EdgeShards:
         one would clear everything."""
         path = self._path / "aliases.json"
         if not path.exists() and not any(self._collections.iterdir()):
-            _write_json(path, {})
+            write_json(path, {})
         try:
             return _ALIASES.validate_json(path.read_bytes())
         except (OSError, ValueError) as error:
@@ -211,8 +253,10 @@ class EdgeShards:
             ) from error
 
     def _write_aliases(self, aliases: dict[str, str]) -> None:
-        _write_json(self._path / "aliases.json", aliases)
-        self._aliases = aliases
+        try:
+            write_json(self._path / "aliases.json", aliases)
+        finally:
+            self._aliases = self._read_aliases()  # a write that failed may have replaced it
 
     def _clear_unnamed(self) -> None:
         for directory in self._collections.iterdir():
@@ -239,17 +283,6 @@ def _lock(path: Path) -> int:
             f"directory, or run a Qdrant server (EOSEEK_STORE__KIND=qdrant) that many processes can share"
         ) from error
     return descriptor
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Replace a file in one step that also a power loss leaves whole."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_directory(path.parent)
 
 
 def _size_bytes(directory: Path) -> int:

@@ -27,8 +27,10 @@ from service.store.points import (
     check_fingerprint,
     check_name,
     check_points,
+    check_standby,
     excluded_score,
     physical_name,
+    public_name,
     stored_hash,
     unknown_collection,
 )
@@ -78,6 +80,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._collections: dict[str, _Collection] = {}
+        self._standbys: dict[str, _Collection] = {}
 
     @property
     def is_ready(self) -> bool:
@@ -94,16 +97,8 @@ class MemoryStore:
         """See `Store`."""
         if check_name(name) in self._collections:
             return check_fingerprint(self._collections[name].describe(), fingerprint, dimension)
-        info = CollectionInfo(
-            name=name,
-            physical_name=physical_name(name, fingerprint),
-            fingerprint=fingerprint,
-            dimension=dimension,
-            num_documents=0,
-            size_bytes=None,
-        )
-        self._collections[name] = _Collection(info)
-        return info
+        self._collections[name] = _empty(name, fingerprint, dimension)
+        return self._collections[name].info
 
     async def list_collections(self) -> list[CollectionInfo]:
         """See `Store`."""
@@ -117,6 +112,30 @@ class MemoryStore:
         """See `Store`."""
         self._collection(name)
         del self._collections[name]
+        await self.drop_standby(name)
+
+    async def create_standby(self, name: str, *, fingerprint: str, dimension: int) -> CollectionInfo:
+        """See `Store`."""
+        check_standby(self._collection(name).info, fingerprint)
+        if name not in self._standbys or self._standbys[name].info.fingerprint != fingerprint:
+            self._standbys[name] = _empty(name, fingerprint, dimension)
+        return self._standbys[name].describe()
+
+    async def list_standbys(self) -> list[CollectionInfo]:
+        """See `Store`."""
+        return [self._standbys[name].describe() for name in sorted(self._standbys)]
+
+    async def switch_collection(self, name: str, physical_name: str) -> None:
+        """See `Store`."""
+        live, wanted = self._collection(name), self._collection(physical_name)
+        if wanted not in (live, self._standbys.get(name)):
+            raise unknown_collection(name)
+        if wanted is not live:
+            self._collections[name], self._standbys[name] = wanted, live
+
+    async def drop_standby(self, name: str) -> None:
+        """See `Store`."""
+        self._standbys.pop(name, None)
 
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
         """See `Store`."""
@@ -167,13 +186,29 @@ class MemoryStore:
         cursor = check_cursor(after) or ""
         ids = {point_id(each.id): each.id for each in found.matching(filter)}
         page = sorted(each for each in ids if each >= cursor)[: batch_size + 1]
-        points = [found.points[ids[each]] for each in page[:batch_size]]
+        points = [replace(found.points[ids[each]], content_hash=found.hashes[ids[each]]) for each in page[:batch_size]]
         return points, page[batch_size] if len(page) > batch_size else None
 
     def _collection(self, name: str) -> _Collection:
-        if name not in self._collections:
-            raise unknown_collection(name)
-        return self._collections[name]
+        if name in self._collections:
+            return self._collections[name]
+        for named in (self._collections, self._standbys):
+            found = named.get(public_name(name))
+            if found is not None and found.info.physical_name == name:
+                return found
+        raise unknown_collection(name)
+
+
+def _empty(name: str, fingerprint: str, dimension: int) -> _Collection:
+    info = CollectionInfo(
+        name=name,
+        physical_name=physical_name(name, fingerprint),
+        fingerprint=fingerprint,
+        dimension=dimension,
+        num_documents=0,
+        size_bytes=None,
+    )
+    return _Collection(info)
 
 
 def _best(documents: list[Document], scores: Embedding, options: SearchOptions) -> list[Hit]:

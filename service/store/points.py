@@ -16,7 +16,7 @@ from service.store.base import CollectionInfo, Document, Embedding, Point
 
 MAX_METADATA_DEPTH = 16  # protobuf readers stop at 100 messages; an object inside an object is three of them
 
-NAME_PATTERN = r"^[A-Za-z0-9_-]+$"
+NAME_PATTERN = r"^-?([A-Za-z0-9_]+-)*[A-Za-z0-9_]*$"  # without `--`: physical names have it
 MAX_NAME_CHARS = 64
 DOCUMENT_FIELDS = ["id", "title", "text", "metadata"]
 """Of a payload: what makes the document."""
@@ -24,7 +24,7 @@ DOCUMENT_FIELDS = ["id", "title", "text", "metadata"]
 
 def check_name(name: str) -> str:
     """The collection name. Raises InvalidInputError unless it is 1-64 of `[A-Za-z0-9_-]` without `--`."""
-    if not re.fullmatch(NAME_PATTERN, name) or len(name) > MAX_NAME_CHARS or "--" in name:
+    if not re.fullmatch(NAME_PATTERN, name) or not 1 <= len(name) <= MAX_NAME_CHARS:
         raise InvalidInputError(
             f"collection name {name!r:.80} must be 1 to 64 letters, digits, `_` or `-`, without `--`"
         )
@@ -36,19 +36,34 @@ def physical_name(name: str, fingerprint: str) -> str:
     return f"{name}--{fingerprint[:8]}"
 
 
+def public_name(collection: str) -> str:
+    """The public name of a collection that is named by this or by its physical name."""
+    return collection.rpartition("--")[0] or collection
+
+
 def check_fingerprint(info: CollectionInfo, fingerprint: str, dimension: int) -> CollectionInfo:
     """The collection, if it belongs to this checkpoint. Raises FingerprintMismatchError."""
     if info.fingerprint != fingerprint or info.dimension != dimension:
         raise FingerprintMismatchError(
             f"collection {info.name!r} holds vectors of checkpoint {info.fingerprint} (dimension {info.dimension}), "
             f"this service runs {fingerprint} (dimension {dimension}): start it with that checkpoint, use another "
-            f"collection, or drop this one (DELETE /collections/{info.name}) and index again"
+            f"collection, re-index this one (POST /collections/{info.name}/reindex), or drop it "
+            f"(DELETE /collections/{info.name}) and index again"
         )
     return info
 
 
+def check_standby(live: CollectionInfo, fingerprint: str) -> None:
+    """Raise FingerprintMismatchError if the standby of `live` would be of its checkpoint, or take its physical name."""
+    if physical_name(live.name, fingerprint) == live.physical_name:
+        raise FingerprintMismatchError(
+            f"collection {live.name!r} belongs to checkpoint {live.fingerprint} already; name another checkpoint"
+        )
+
+
 def unknown_collection(name: str) -> NotFoundError:
     """What every call on a collection that is not there raises."""
+    name = public_name(name)
     return NotFoundError(f"there is no collection {name!r:.80}; create it with PUT /collections/{name:.80}")
 
 
@@ -115,6 +130,11 @@ def from_payload(payload: Mapping[str, Any]) -> Document:
         text=payload.get("text", ""),
         metadata=payload.get("metadata", {}),
     )
+
+
+def stored_point(payload: Mapping[str, Any], embedding: Embedding) -> Point:
+    """The point of a whole payload and its embedding, shape (dimension,)."""
+    return Point(document=from_payload(payload), embedding=embedding, content_hash=payload["content_hash"])
 
 
 def check_document(document: Document) -> None:

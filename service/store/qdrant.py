@@ -43,6 +43,8 @@ from service.store.points import (
     excluded_score,
     from_payload,
     physical_name,
+    public_name,
+    stored_point,
     to_payload,
     unknown_collection,
 )
@@ -125,6 +127,23 @@ class QdrantStore:
             info = await self.describe_collection(name)
             await self._call("delete_collection", collection_name=info.physical_name)
             self._known.pop(name, None)
+            self._known.pop(info.physical_name, None)
+
+    async def create_standby(self, name: str, **_: Any) -> CollectionInfo:
+        """See `Store`."""
+        raise _no_standbys(name)
+
+    async def list_standbys(self) -> list[CollectionInfo]:
+        """See `Store`."""
+        raise _no_standbys()
+
+    async def switch_collection(self, name: str, physical_name: str) -> None:
+        """See `Store`."""
+        raise _no_standbys(f"{name} to {physical_name}")
+
+    async def drop_standby(self, name: str) -> None:
+        """See `Store`."""
+        raise _no_standbys(name)
 
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
         """See `Store`, and the module on calls of more than 256 points."""
@@ -198,10 +217,7 @@ class QdrantStore:
             with_vectors=True,
             timeout=self._seconds,
         )
-        points = [
-            Point(document=from_payload(record.payload), embedding=np.array(record.vector, dtype=np.float32))
-            for record in records
-        ]
+        points = [stored_point(record.payload, np.array(record.vector, dtype=np.float32)) for record in records]
         return points, None if following is None else str(following)
 
     async def _retrieve(self, collection: str, document_ids: Sequence[str], fields: list[str]) -> dict[str, Any]:
@@ -233,10 +249,11 @@ class QdrantStore:
         await self._call("update_collection_aliases", change_aliases_operations=[operation])
 
     async def _find(self, name: str) -> CollectionInfo | None:
-        """The collection that a public name points at, if it is one of ours."""
+        """The collection that a public name points at, also by its physical name, if it is one of ours."""
+        public = public_name(name)
         for alias in (await self._call("get_aliases")).aliases:
-            if alias.alias_name == name:
-                return await self._describe(name, alias.collection_name)
+            if alias.alias_name == public and name in (public, alias.collection_name):
+                return await self._describe(public, alias.collection_name)
         return None
 
     async def _describe(self, name: str, physical: str) -> CollectionInfo | None:
@@ -253,7 +270,7 @@ class QdrantStore:
             num_documents=count.count,
             size_bytes=None,
         )
-        self._known[name] = info
+        self._known[name] = self._known[physical] = info
         return info
 
     async def _collection(self, name: str) -> CollectionInfo:
@@ -320,6 +337,13 @@ def _client(settings: StoreSettings) -> AsyncQdrantClient:
         api_key=settings.api_key.get_secret_value() if settings.api_key else None,
         timeout=math.ceil(settings.timeout_seconds),
         check_compatibility=False,  # it asks in a thread at construction and only warns
+    )
+
+
+def _no_standbys(what: str = "a collection") -> NotImplementedHereError:
+    return NotImplementedHereError(
+        f"Collections of a Qdrant server cannot be re-indexed yet ({what}): start a service with the other checkpoint "
+        "and ingest into a new collection."
     )
 
 

@@ -25,14 +25,16 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def tiny_checkpoint(*, fingerprint: str = "f" * 64) -> Checkpoint:
-    contract = TokenContract(byte_tokenizer(), Frame(), max_length=MAX_LENGTH, eos_ids=[256])
+def tiny_checkpoint(
+    *, fingerprint: str = "f" * 64, name: str = "tiny", dimension: int = DIMENSION, max_length: int = MAX_LENGTH
+) -> Checkpoint:
+    contract = TokenContract(byte_tokenizer(), Frame(), max_length=max_length, eos_ids=[256])
     return Checkpoint(
-        path=Path("/checkpoints/tiny"),
-        name="tiny",
+        path=Path("/checkpoints", name),
+        name=name,
         fingerprint=fingerprint,
-        dimension=DIMENSION,
-        max_length=MAX_LENGTH,
+        dimension=dimension,
+        max_length=max_length,
         pooling="last_token",
         normalize=True,
         is_tuned=False,

@@ -38,6 +38,7 @@ BODIES = {
     "/v1/embeddings": {"input": "a", "model": "m"},
     "/documents": {"documents": [{"id": "d", "text": "t"}], "collection": None},
     "/documents/delete": {"ids": ["d"], "collection": None},
+    "/collections/{name}/reindex": {"action": "pause"},
 }
 NDJSON = {"content-type": "application/x-ndjson"}
 

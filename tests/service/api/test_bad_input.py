@@ -166,9 +166,16 @@ ELSEWHERE = {
     "two collections": ("POST", "/documents?collection=b", docs(doc(), collection="a"), 422, "invalid_input", "URL"),
     "unknown parameter": ("POST", "/documents?colection=papers", docs(doc()), 422, "invalid_input", "colection: unknown query parameter; this call takes collection, truncate"),
     "unknown parameter, health": ("GET", "/health/live?x=1", None, 422, "invalid_input", "this call takes none"),
-    "reindex": ("POST", "/collections/default/reindex", None, 501, "not_implemented", "Reindexing"),
-    "reindex progress": ("GET", "/collections/default/reindex", None, 501, "not_implemented", "Reindexing"),
-    "reindex of nothing": ("POST", "/collections/none/reindex", None, 404, "not_found", "none"),
+    "collection name reserved, search": ("POST", "/search", {"query": "a", "collection": "a--b"}, 422, "invalid_input", "--"),
+    "reindex without a body": ("POST", "/collections/default/reindex", None, 400, "malformed_input", "empty"),
+    "reindex by the same checkpoint": ("POST", "/collections/default/reindex", {}, 409, "fingerprint_mismatch", "already"),
+    "reindex by no checkpoint": ("POST", "/collections/default/reindex", {"checkpoint": "/none"}, 422, "invalid_input", "/none"),
+    "reindex, a field of another action": ("POST", "/collections/default/reindex", {"action": "pause", "share": 0.5}, 422, "invalid_input", "share"),
+    "reindex, share": ("POST", "/collections/default/reindex", {"share": 1.5}, 422, "invalid_input", "share"),
+    "reindex, unknown action": ("POST", "/collections/default/reindex", {"action": "stop"}, 422, "invalid_input", "pause"),
+    "reindex that was not started": ("POST", "/collections/default/reindex", {"action": "switch"}, 404, "not_found", "start"),
+    "reindex progress of none": ("GET", "/collections/default/reindex", None, 404, "not_found", "start"),
+    "reindex of nothing": ("POST", "/collections/none/reindex", {}, 404, "not_found", "none"),
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.errors import FingerprintMismatchError, InvalidInputError, NotFoundError
+from service.errors import FingerprintMismatchError, InvalidInputError, NotFoundError, NotImplementedHereError
 from service.store.base import Document, Embedding, Hit, Point, SearchOptions, Store, point_id
 from service.store.filters import check_filter
 from service.store.memory import MemoryStore
@@ -117,9 +117,98 @@ async def test_unknown_collection_every_call_says_not_found(store: Store, method
         await getattr(store, method)("nowhere", *arguments)
 
 
-async def test_physical_name_is_no_public_name(store: Store, collection: str) -> None:
+async def test_physical_name_leads_to_the_same_collection_and_to_no_other(store: Store, collection: str) -> None:
+    await store.upsert(f"{collection}--ffffffff", [point("d")])
+
+    assert await store.count(collection) == 1
+    assert (await store.describe_collection(f"{collection}--ffffffff")).name == collection
     with pytest.raises(NotFoundError):
-        await store.count(f"{collection}--ffffffff")
+        await store.count(f"{collection}--eeeeeeee")
+
+
+# standbys
+
+
+@pytest.fixture
+async def standby(store: Store, collection: str) -> str:
+    """The physical name of a standby, of another dimension than its collection; both have a document."""
+    try:
+        info = await store.create_standby(collection, fingerprint="e" * 64, dimension=3)
+    except NotImplementedHereError:
+        pytest.skip("this store has none")
+    await store.upsert(collection, [point("old")])
+    axis = np.array([0.0, 0.0, 1.0], dtype=np.float32)
+    await store.upsert(info.physical_name, [Point(document=Document(id="new", text="t"), embedding=axis)])
+    return info.physical_name
+
+
+async def test_standby_is_listed_apart_and_stays_when_it_is_created_again(
+    store: Store, collection: str, standby: str
+) -> None:
+    again = await store.create_standby(collection, fingerprint="e" * 64, dimension=3)
+
+    assert (again.name, again.physical_name, again.num_documents) == (collection, standby, 1)
+    assert standby not in [info.physical_name for info in await store.list_collections()]
+    assert standby in [info.physical_name for info in await store.list_standbys()]
+
+
+async def test_standby_of_a_third_checkpoint_replaces_the_one_there(
+    store: Store, collection: str, standby: str
+) -> None:
+    third = await store.create_standby(collection, fingerprint="d" * 64, dimension=5)
+
+    assert third.num_documents == 0
+    with pytest.raises(NotFoundError):
+        await store.count(standby)
+
+
+async def test_standby_of_the_same_checkpoint_is_refused(store: Store, collection: str, standby: str) -> None:
+    assert standby != collection
+    with pytest.raises(FingerprintMismatchError, match="already"):
+        await store.create_standby(collection, fingerprint="f" * 64, dimension=4)
+
+
+async def test_switch_exchanges_both_and_may_be_repeated_and_undone(
+    store: Store, collection: str, standby: str
+) -> None:
+    live = f"{collection}--ffffffff"
+    for _ in range(2):
+        await store.switch_collection(collection, standby)
+        assert await store.get(collection, ["old", "new"]) == [None, Document(id="new", text="t")]
+        found = await store.search_batch(collection, np.eye(3, dtype=np.float32)[2:], SearchOptions())
+        assert [hit.document.id for hit in found[0]] == ["new"]
+        assert await store.count(live) == 1
+
+    await store.switch_collection(collection, live)
+
+    assert (await store.describe_collection(collection)).fingerprint == "f" * 64
+    assert await store.count(standby) == 1
+    with pytest.raises(NotFoundError):
+        await store.switch_collection(collection, f"{collection}--00000000")
+
+
+async def test_standby_goes_alone_or_with_its_collection(store: Store, collection: str, standby: str) -> None:
+    await store.drop_standby(collection)
+    await store.drop_standby(collection)
+    assert await store.count(collection) == 1
+    await store.create_standby(collection, fingerprint="e" * 64, dimension=3)
+
+    await store.drop_collection(collection)
+
+    for name in (collection, standby):
+        with pytest.raises(NotFoundError):
+            await store.count(name)
+
+
+async def test_scroll_gives_back_the_content_hash_also_of_a_document_that_was_cut(
+    store: Store, collection: str
+) -> None:
+    whole, cut = point("d"), replace(point("e"), content_hash="abc-cut-5")
+    await store.upsert(collection, [whole, cut])
+
+    hashes = {each.document.id: each.content_hash for each in await scroll_all(store, collection)}
+
+    assert hashes == {"d": whole.document.content_hash(), "e": "abc-cut-5"}
 
 
 # documents

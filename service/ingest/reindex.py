@@ -1,0 +1,573 @@
+"""Re-indexing: a standby of another checkpoint is filled and kept equal while the old one serves, then they switch.
+
+After the switch the old one is kept equal in turn, so that going back loses nothing, until it is dropped. What must
+outlast the process (which checkpoints, which options) is one small file; how far it got is what the standby holds.
+"""
+
+import asyncio
+import contextvars
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, TypeAdapter
+
+from service.encoders.checkpoint import Checkpoint
+from service.errors import (
+    ConfigurationError,
+    EoseekError,
+    InvalidInputError,
+    NotFoundError,
+    ReindexConflictError,
+    StoreError,
+)
+from service.ingest.follower import StandbyFollower
+from service.ingest.guard import WriteGuard
+from service.ingest.served import ServedCheckpoint, ServedCheckpoints
+from service.paths import write_json
+from service.store.base import CollectionInfo, SearchOptions, Store
+from service.store.points import check_standby, physical_name
+
+log = logging.getLogger("eoseek.reindex")
+_T = TypeVar("_T")
+_DEPTH = 10  # of the overlap
+_MAX_RECENT = 100
+_MAX_BEHIND = 1000  # changed documents that a switch will wait for
+_SWITCH_SECONDS = 30.0
+_UNKNOWN = "unknown"  # no physical name: refuses every write of embeddings
+
+Stage = Literal["loading", "copying", "ready", "switched", "paused", "failed"]
+
+
+class Record(BaseModel):
+    """What a restart needs to know of a collection; all paths are of checkpoints, by fingerprint."""
+
+    checkpoints: dict[str, str]
+    source: str | None = None
+    target: str | None = None  # of a re-index that is not at its end
+    truncate: bool = False
+    share: float = Field(0.5, gt=0, le=1)
+    is_paused: bool = False
+
+
+_RECORDS = TypeAdapter(dict[str, Record])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """What part of their ten best documents old and new share: the mean and the lowest of the queries."""
+
+    num_queries: int
+    mean: float
+    lowest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A re-index as it stands; `num_remaining` counts documents that may still differ."""
+
+    stage: Stage
+    source: str
+    target: str
+    num_documents: int
+    num_remaining: int
+    num_encoded: int
+    num_unchanged: int
+    num_removed: int
+    num_failed: int
+    failed: dict[str, str]
+    share: float
+    truncate: bool
+    eta_seconds: float | None
+    detail: str
+    overlap: Overlap | None
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query text and its instruction, as a search has them."""
+
+    text: str
+    instruction: str | None = None
+
+
+@dataclass(kw_only=True)
+class _Reindex:
+    """One that is not at its end, and its task."""
+
+    name: str
+    record: Record
+    is_switched: bool = False
+    follower: StandbyFollower | None = None
+    task: asyncio.Task[None] | None = None
+    failure: str = ""
+    started: float = field(default_factory=time.monotonic)
+    overlap: Overlap | None = None
+    recent: deque[Query] = field(default_factory=lambda: deque(maxlen=_MAX_RECENT))
+
+    @property
+    def stage(self) -> Stage:
+        if self.failure:
+            return "failed"
+        if self.record.is_paused:
+            return "paused"
+        if self.follower is None:
+            return "loading"
+        if self.is_switched:
+            return "switched"
+        return "ready" if self.follower.phase == "follow" else "copying"
+
+    @property
+    def fingerprints(self) -> tuple[str, str]:
+        """Of the live collection and of its standby."""
+        source, target = self.record.source or "", self.record.target or ""
+        return (target, source) if self.is_switched else (source, target)
+
+
+class Reindexer:
+    """All re-indexes of one service. Each call that changes one goes on to its end, whoever stops waiting for it."""
+
+    def __init__(
+        self,
+        store: Store,
+        guard: WriteGuard,
+        served: ServedCheckpoints,
+        *,
+        path: Path | None,
+        forget: Callable[[str], None],
+    ) -> None:
+        """Take the parts over.
+
+        Args:
+            store: past the guard.
+            guard: of all other writes.
+            served: loads and closes checkpoints.
+            path: the file of the records; None keeps them in memory, as the store does.
+            forget: called with a collection's name when another checkpoint serves it.
+        """
+        self._store = store
+        self._guard = guard
+        self._served = served
+        self._path = path
+        self._forget = forget
+        self._records: dict[str, Record] = {}
+        self._running: dict[str, _Reindex] = {}
+        self._acting = asyncio.Lock()
+        self._actions: set[asyncio.Task[Any]] = set()
+
+    async def start(self) -> None:
+        """Go on with what a process before left: load what serves a collection, clear and continue re-indexes.
+
+        Raises:
+            ConfigurationError: the file of the records is damaged.
+        """
+        if self._path is None:
+            return
+        self._records = self._read()
+        infos = {info.name: info for info in await self._store.list_collections()}
+        for name, record in list(self._records.items()):
+            if name not in infos or infos[name].fingerprint not in {*record.checkpoints, record.source, record.target}:
+                del self._records[name]
+        for standby in await self._store.list_standbys():
+            if standby.name not in self._records or self._records[standby.name].target is None:
+                log.info("the standby of collection %r is left over and removed", standby.name)
+                await self._store.drop_standby(standby.name)
+        for name, record in self._records.items():
+            live = infos[name].fingerprint
+            try:
+                if live in record.checkpoints:
+                    await self._served.open(record.checkpoints[live], fingerprint=live)
+            except ConfigurationError as error:
+                log.error("collection %r stays closed, its checkpoint cannot be loaded: %s", name, error.detail)
+            if record.target is not None:
+                self._launch(_Reindex(name=name, record=record, is_switched=live == record.target))
+
+    async def stop(self) -> None:
+        """End the tasks; the next start goes on."""
+        await asyncio.gather(*self._actions, return_exceptions=True)
+        for reindex in self._running.values():
+            await self._halt(reindex)
+
+    async def begin(self, name: str, *, checkpoint: str | None, truncate: bool, share: float) -> Progress:
+        """Start a re-index of a collection.
+
+        Args:
+            name: the collection.
+            checkpoint: path or hub name; None takes the configured one.
+            truncate: cut what is too long for it.
+            share: of the time that encoding may take.
+        Raises:
+            InvalidInputError: there is no such checkpoint, or it cannot be used.
+            ReindexConflictError: one is under way.
+            FingerprintMismatchError: the collection belongs to this checkpoint already.
+        """
+        await self._store.describe_collection(name)
+        await self._store.list_standbys()  # 501 before anything else
+        target = await self._read_checkpoint(checkpoint)
+        return await self._to_the_end(self._begin(name, target, truncate=truncate, share=share))
+
+    async def pause(self, name: str) -> Progress:
+        """Stop encoding for now; what changes meanwhile is noted."""
+        return await self._to_the_end(self._set_paused(name, is_paused=True))
+
+    async def resume(self, name: str, *, share: float | None = None, truncate: bool | None = None) -> Progress:
+        """Go on after a pause or a failure, with other options if they are given."""
+        return await self._to_the_end(self._set_paused(name, is_paused=False, share=share, truncate=truncate))
+
+    async def switch(self, name: str, queries: Sequence[Query] = ()) -> Progress:
+        """Let the new collection serve; the old one is kept equal until it is dropped.
+
+        Raises:
+            ReindexConflictError: it is not ready, or too far behind.
+            StoreError: it did not settle in time, or the store failed; `stage` tells what holds.
+        """
+        return await self._to_the_end(self._switch(name, "ready", queries))
+
+    async def roll_back(self, name: str) -> Progress:
+        """Let the old collection serve again; the new one is kept equal."""
+        return await self._to_the_end(self._switch(name, "switched", ()))
+
+    async def compare(self, name: str, queries: Sequence[Query] = ()) -> Progress:
+        """Measure the overlap of old and new on these queries, or else on recent ones."""
+        reindex = self._find(name)
+        reindex.overlap = await self._overlap(reindex, queries or list(reindex.recent))
+        return await self.describe(name)
+
+    async def abort(self, name: str) -> None:
+        """Give up before the switch: the new collection goes, the old one stays as it is."""
+        await self._to_the_end(self._finish(name, is_switched=False, instead="drop the old one, or roll back first"))
+
+    async def drop(self, name: str) -> None:
+        """End after the switch: the old collection goes."""
+        await self._to_the_end(self._finish(name, is_switched=True, instead="abort, or switch first"))
+
+    async def drop_collection(self, name: str) -> None:
+        """Drop a collection with its re-index, if it has one."""
+        await self._to_the_end(self._drop_collection(name))
+
+    async def describe(self, name: str) -> Progress:
+        """How far it is. Raises NotFoundError where there is none."""
+        reindex = self._find(name)
+        follower, record = reindex.follower, reindex.record
+        num_documents = (await self._store.describe_collection(name)).num_documents
+        counts = replace(follower.counts) if follower else None
+        num_remaining = num_documents if follower is None else follower.num_behind
+        if follower is not None and follower.phase == "copy":
+            num_remaining += max(0, num_documents - follower.num_examined)
+        return Progress(
+            stage=reindex.stage,
+            source=record.source or "",
+            target=record.target or "",
+            num_documents=num_documents,
+            num_remaining=num_remaining,
+            num_encoded=counts.encoded if counts else 0,
+            num_unchanged=counts.unchanged if counts else 0,
+            num_removed=counts.removed if counts else 0,
+            num_failed=len(follower.failed) if follower else 0,
+            failed=dict(list(follower.failed.items())[:10]) if follower else {},
+            share=record.share,
+            truncate=record.truncate,
+            eta_seconds=_eta_seconds(reindex, num_remaining),
+            detail=reindex.failure or (follower.last_error if follower else ""),
+            overlap=reindex.overlap,
+        )
+
+    def note_query(self, name: str, queries: Sequence[Query]) -> None:
+        """Remember what was asked of a collection that is re-indexed, in memory only."""
+        if name in self._running:
+            self._running[name].recent.extend(queries[:_MAX_RECENT])
+
+    def levels(self) -> tuple[Counter[Stage], int]:
+        """Re-indexes by stage, and the changed documents that their standbys lack."""
+        stages = Counter(each.stage for each in self._running.values())
+        return stages, sum(each.follower.num_behind for each in self._running.values() if each.follower)
+
+    def serving(self) -> list[ServedCheckpoint]:
+        """The checkpoints without which a collection would not answer: all but those of standbys alone."""
+        standbys = {each.fingerprints[1] for each in self._running.values()}
+        live = {each.fingerprints[0] for each in self._running.values()}
+        return [
+            each
+            for each in self._served.running()
+            if each is self._served.main or each.checkpoint.fingerprint not in standbys - live
+        ]
+
+    async def _begin(self, name: str, target: Checkpoint, *, truncate: bool, share: float) -> Progress:
+        if name in self._running:
+            raise ReindexConflictError(
+                f"collection {name!r} is being re-indexed ({self._running[name].stage}); abort or drop that first"
+            )
+        live = await self._store.describe_collection(name)
+        check_standby(live, target.fingerprint)
+        checkpoints = {target.fingerprint: str(target.path)}
+        if source := self._served.find(live.fingerprint):
+            checkpoints[live.fingerprint] = str(source.checkpoint.path)
+        record = Record(
+            checkpoints=checkpoints,
+            source=live.fingerprint,
+            target=target.fingerprint,
+            truncate=truncate,
+            share=share,
+        )
+        await self._save(self._records | {name: record})
+        self._launch(_Reindex(name=name, record=record))
+        return await self.describe(name)
+
+    async def _set_paused(
+        self, name: str, *, is_paused: bool, share: float | None = None, truncate: bool | None = None
+    ) -> Progress:
+        reindex = self._find(name)
+        given = {"share": share, "truncate": truncate, "is_paused": is_paused}
+        reindex.record = reindex.record.model_copy(update={k: v for k, v in given.items() if v is not None})
+        await self._save(self._records | {name: reindex.record})
+        if reindex.failure and not is_paused:
+            await self._halt(reindex)
+            reindex.failure = ""
+            self._launch(reindex)
+        elif follower := reindex.follower:
+            follower.share, follower.truncate = reindex.record.share, reindex.record.truncate
+            follower.pause() if is_paused else follower.resume()
+        return await self.describe(name)
+
+    async def _switch(self, name: str, wanted: Stage, queries: Sequence[Query]) -> Progress:
+        reindex = self._find(name)
+        follower = reindex.follower
+        if reindex.stage != wanted or follower is None:
+            raise ReindexConflictError(
+                f"the re-index of {name!r} is {reindex.stage} and would have to be {wanted}; {reindex.failure}".rstrip(
+                    "; "
+                )
+            )
+        if follower.num_behind > _MAX_BEHIND:
+            raise ReindexConflictError(
+                f"the other collection is {follower.num_behind:,} documents behind; try again below {_MAX_BEHIND:,}, "
+                "or resume with share: 1"
+            )
+        if queries or reindex.recent:
+            reindex.overlap = await self._overlap(reindex, queries or list(reindex.recent))
+        follower.hurry(on=True)
+        try:
+            async with AsyncExitStack() as door:
+                async with asyncio.timeout(_SWITCH_SECONDS):
+                    await follower.settled()
+                    await door.enter_async_context(self._guard.closed(name))
+                    await follower.settled()  # the last writes
+                await self._exchange(reindex, follower)
+        except TimeoutError:
+            raise StoreError(
+                f"the standby did not catch up within {_SWITCH_SECONDS:g} s ({follower.last_error or 'many writes'}); "
+                "nothing was switched, try again"
+            ) from None
+        finally:
+            follower.hurry(on=False)
+        return await self.describe(name)
+
+    async def _exchange(self, reindex: _Reindex, follower: StandbyFollower) -> None:
+        """The two are equal and the door is closed. Whatever fails here, the store is asked what holds."""
+        await self._halt(reindex)
+        self._guard.follow(reindex.name, None, live=_UNKNOWN)
+        try:
+            await self._store.switch_collection(reindex.name, follower.standby)
+        finally:
+            self._forget(reindex.name)
+            try:
+                live = await self._locate(reindex)
+                served = self._served.find(reindex.fingerprints[1])
+                # followed before the door opens, else what is written meanwhile would be missed
+                following = await self._follow(reindex, live, served, is_equal=True) if served else None
+                self._launch(reindex, following)
+            except EoseekError as error:
+                reindex.failure = f"it is not known which collection serves, so resume: {error.detail}"
+
+    async def _finish(self, name: str, *, is_switched: bool, instead: str) -> None:
+        reindex = self._find(name)
+        if reindex.is_switched != is_switched:
+            raise ReindexConflictError(f"the re-index of {name!r} is {reindex.stage}: {instead}")
+        live = await self._store.describe_collection(name)
+        # the record first: a standby without one is cleared at the next start
+        await self._save(self._records | {name: _after(reindex.record, live, self._served.main.checkpoint)})
+        await self._end(reindex, live=live.physical_name)
+        await self._store.drop_standby(name)
+        await self._close_unused()
+
+    async def _drop_collection(self, name: str) -> None:
+        self._forget(name)
+        await self._save({key: record for key, record in self._records.items() if key != name})
+        if reindex := self._running.get(name):
+            await self._end(reindex, live=None)
+        self._guard.follow(name, None, live=None)
+        await self._store.drop_collection(name)
+        self._forget(name)
+        await self._close_unused()
+
+    async def _end(self, reindex: _Reindex, *, live: str | None) -> None:
+        await self._halt(reindex)
+        self._guard.follow(reindex.name, None, live=live)
+        del self._running[reindex.name]
+
+    async def _close_unused(self) -> None:
+        await self._served.keep_only(
+            fingerprint for record in self._records.values() for fingerprint in record.checkpoints
+        )
+
+    def _launch(self, reindex: _Reindex, follower: StandbyFollower | None = None) -> None:
+        """Go on with a follower, or with a new one that compares all."""
+        self._running[reindex.name] = reindex
+        reindex.follower = follower
+        # an empty context: no request's id, deadline or trace is this task's
+        reindex.task = asyncio.create_task(
+            self._run(reindex), name=f"reindex {reindex.name}", context=contextvars.Context()
+        )
+
+    async def _halt(self, reindex: _Reindex) -> None:
+        if reindex.task is not None:
+            reindex.task.cancel()
+            await asyncio.gather(reindex.task, return_exceptions=True)
+            reindex.task = None
+
+    async def _run(self, reindex: _Reindex) -> None:
+        try:
+            if reindex.follower is None:
+                live = await self._locate(reindex)
+                served = await self._open_standby(reindex)
+                reindex.follower = await self._follow(reindex, live, served, is_equal=False)
+            await reindex.follower.run()
+        except EoseekError as error:
+            reindex.failure = error.detail
+        except Exception as error:
+            log.exception("the re-index of %r failed", reindex.name)
+            reindex.failure = f"a fault of the service ({type(error).__name__}); its log has more"
+        if reindex.failure:
+            log.warning("the re-index of %r stopped: %s", reindex.name, reindex.failure)
+
+    async def _locate(self, reindex: _Reindex) -> CollectionInfo:
+        """Which of the two serves: the store alone knows."""
+        live = await self._store.describe_collection(reindex.name)
+        reindex.is_switched = live.fingerprint == reindex.record.target
+        self._guard.follow(reindex.name, None, live=live.physical_name)
+        return live
+
+    async def _open_standby(self, reindex: _Reindex) -> ServedCheckpoint:
+        _, fingerprint = reindex.fingerprints
+        if fingerprint not in reindex.record.checkpoints:
+            raise ConfigurationError(
+                f"no checkpoint is known for {fingerprint}, so the old collection is no longer kept equal and there is "
+                "no way back; drop it"
+            )
+        return await self._served.open(reindex.record.checkpoints[fingerprint], fingerprint=fingerprint)
+
+    async def _follow(
+        self, reindex: _Reindex, live: CollectionInfo, served: ServedCheckpoint, *, is_equal: bool
+    ) -> StandbyFollower:
+        """A follower that is told of all writes from now on."""
+        name, record, checkpoint = reindex.name, reindex.record, served.checkpoint
+        standby = await self._store.create_standby(
+            name, fingerprint=checkpoint.fingerprint, dimension=checkpoint.dimension
+        )
+        follower = StandbyFollower(
+            self._store,
+            served.copier,
+            live=live.physical_name,
+            standby=standby.physical_name,
+            is_equal=is_equal,
+            truncate=record.truncate,
+            share=record.share,
+        )
+        if record.is_paused:
+            follower.pause()
+        self._guard.follow(name, follower, live=live.physical_name)
+        return follower
+
+    async def _overlap(self, reindex: _Reindex, queries: Sequence[Query]) -> Overlap:
+        if not queries:
+            raise InvalidInputError("queries: none are given and none were asked since the re-index began; send some")
+        if reindex.stage not in ("ready", "switched"):
+            raise ReindexConflictError(f"the re-index of {reindex.name!r} is {reindex.stage}; compare when it is ready")
+        live, standby = [await self._best(reindex, fingerprint, queries) for fingerprint in reindex.fingerprints]
+        shares = [len(a & b) / max(len(a), len(b), 1) for a, b in zip(live, standby, strict=True)]
+        return Overlap(num_queries=len(queries), mean=sum(shares) / len(shares), lowest=min(shares))
+
+    async def _best(self, reindex: _Reindex, fingerprint: str, queries: Sequence[Query]) -> list[set[str]]:
+        """The ids of the best documents for each query in the collection of this checkpoint."""
+        served = self._served.find(fingerprint)
+        if served is None:
+            raise ReindexConflictError(f"checkpoint {fingerprint} does not run here, so there is nothing to compare")
+        best = []
+        options = SearchOptions(top_k=_DEPTH, with_text=False)
+        for query in queries:
+            sentence = served.checkpoint.instructions.get(query.instruction or "", query.instruction)
+            contract = served.checkpoint.contract
+            tokenize = partial(contract.queries, [query.text], instruction=sentence, truncate=True)
+            tokenized = await asyncio.to_thread(tokenize)
+            encoded = await served.batcher.submit(tokenized.token_ids, lane="query")
+            physical = physical_name(reindex.name, fingerprint)
+            hits = await self._store.search_batch(physical, encoded.embeddings, options)
+            best.append({hit.document.id for hit in hits[0]})
+        return best
+
+    def _find(self, name: str) -> _Reindex:
+        if name not in self._running:
+            raise NotFoundError(f"collection {name!r} is not being re-indexed; start with action: start")
+        return self._running[name]
+
+    async def _read_checkpoint(self, name_or_path: str | None) -> Checkpoint:
+        if name_or_path is None:
+            return self._served.main.checkpoint
+        try:
+            return await self._served.read(name_or_path)
+        except ConfigurationError as error:
+            raise InvalidInputError(f"checkpoint: {error.detail}") from error
+
+    async def _to_the_end(self, action: Coroutine[Any, Any, _T]) -> _T:
+        """One action after the other, each to its end: a client that hangs up halves nothing."""
+
+        async def act() -> _T:
+            async with self._acting:
+                return await action
+
+        task = asyncio.create_task(act(), context=contextvars.Context())
+        self._actions.add(task)
+        task.add_done_callback(self._actions.discard)
+        return await asyncio.shield(task)
+
+    def _read(self) -> dict[str, Record]:
+        assert self._path is not None
+        try:
+            return _RECORDS.validate_json(self._path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"{self._path} is damaged; it says which checkpoints collections were re-indexed with: restore it, or "
+                "delete it, which gives up re-indexes that are under way"
+            ) from error
+
+    async def _save(self, records: dict[str, Record | None] | dict[str, Record]) -> None:
+        kept = {name: record for name, record in records.items() if record is not None}
+        if self._path is not None and kept != self._records:
+            plain = {name: record.model_dump() for name, record in kept.items()}
+            try:
+                await asyncio.to_thread(write_json, self._path, plain)
+            except OSError as error:
+                raise StoreError(f"{self._path.name} cannot be written: {error.strerror}; make room") from error
+        self._records = kept
+
+
+def _after(record: Record, live: CollectionInfo, main: Checkpoint) -> Record | None:
+    """What is left to know at the end: which checkpoint serves the collection, if it is not the configured one."""
+    path = record.checkpoints.get(live.fingerprint)
+    return Record(checkpoints={live.fingerprint: path}) if path and live.fingerprint != main.fingerprint else None
+
+
+def _eta_seconds(reindex: _Reindex, num_remaining: int) -> float | None:
+    """From what was examined so far; None before that, and where nothing moves."""
+    follower = reindex.follower
+    if follower is None or reindex.stage != "copying" or not follower.num_examined:
+        return None
+    return num_remaining * (time.monotonic() - reindex.started) / follower.num_examined
