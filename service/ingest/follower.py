@@ -84,6 +84,7 @@ class StandbyFollower:
         self._sleep = sleep
         self._cursor: str | None = None
         self._work = _Work()
+        self._num_compared = 0  # by the step that is under way
         self._has_work = asyncio.Event()
         self._is_settled = asyncio.Event()
         self._may_run = asyncio.Event()
@@ -92,8 +93,8 @@ class StandbyFollower:
 
     @property
     def num_behind(self) -> int:
-        """Documents that may differ, as far as it is known."""
-        return len(self._work.changes)
+        """Documents that may differ, as far as it is known; a deletion by filter counts as one."""
+        return len(self._work.changes) + len(self._work.filters) + self._num_compared
 
     def changed(self, document_ids: Sequence[str]) -> None:
         """See `guard.Follower`."""
@@ -201,11 +202,14 @@ class StandbyFollower:
         ids = list(islice(work.changes, _PAGE))
         for each in ids:  # taken out first: what changes while it is compared comes back
             del work.changes[each]
+        self._num_compared = len(ids)
         try:
             await self._compare(ids)
         except BaseException:
             work.changes |= dict.fromkeys(ids)
             raise
+        finally:
+            self._num_compared = 0
 
     async def _compare(self, ids: Sequence[str]) -> None:
         # hashes before documents: of one that changes in between, the standby gets the older hash, so that the change,

@@ -466,10 +466,11 @@ class Reindexer:
         self, reindex: _Reindex, live: CollectionInfo, served: ServedCheckpoint, *, is_equal: bool
     ) -> StandbyFollower:
         """A follower that is told of all writes from now on."""
-        name, record, checkpoint = reindex.name, reindex.record, served.checkpoint
+        name, checkpoint = reindex.name, served.checkpoint
         standby = await self._store.create_standby(
             name, fingerprint=checkpoint.fingerprint, dimension=checkpoint.dimension
         )
+        record = reindex.record  # only now: a pause or other options may have come meanwhile
         follower = StandbyFollower(
             self._store,
             served.copier,
