@@ -62,6 +62,22 @@ class EmbedOptions(TypedDict, total=False):
     truncate: bool
 
 
+class ReindexOptions(TypedDict, total=False):
+    """What a step of a re-index takes.
+
+    Attributes:
+        checkpoint: "start": a directory or hub name, as the service reads it; None means the configured one.
+        share: "start", "resume": part of the time that encoding may take, up to 1; 0.5.
+        truncate: "start", "resume": whether documents too long for the new checkpoint are cut.
+        queries: "compare", "switch": what to measure the overlap on; None means recent searches.
+    """
+
+    checkpoint: str | None
+    share: float | None
+    truncate: bool | None
+    queries: Sequence[str] | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Call(Generic[_T]):
     """One request; `arguments` are those of httpx, `read` takes the JSON of the answer, None where it is empty."""
@@ -147,6 +163,17 @@ def describe_collection(name: str) -> Call[Json]:
 def drop_collection(name: str) -> Call[None]:
     """`DELETE /collections/{name}`."""
     return Call(method="DELETE", path=f"/collections/{_segment(name)}", read=_nothing)
+
+
+def reindex(name: str, action: str, **fields: Any) -> Call[Json]:
+    """`POST /collections/{name}/reindex`."""
+    body = {"action": action} | _given(**fields)
+    return Call(method="POST", path=f"/collections/{_segment(name)}/reindex", read=dict, arguments={"json": body})
+
+
+def describe_reindex(name: str) -> Call[Json]:
+    """`GET /collections/{name}/reindex`."""
+    return Call(method="GET", path=f"/collections/{_segment(name)}/reindex", read=dict)
 
 
 class Service:

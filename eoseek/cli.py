@@ -295,6 +295,48 @@ def restore(
         note(f"collection {each.name}: {each.num_documents:,} documents")
 
 
+@app.command()
+def reindex(
+    collection: Annotated[str, typer.Argument(help="A collection of the embedded store.")],
+    action: Annotated[
+        Literal["status", "start", "pause", "resume", "compare", "switch", "rollback", "abort", "drop"],
+        typer.Argument(help="`drop` removes the old one after the switch, `abort` the new one before it."),
+    ] = "status",
+    checkpoint: Annotated[
+        str | None, typer.Option(help="start: directory on the service's machine or hub name. Default: the configured.")
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option(min=0.001, max=1, help="start, resume: part of the time for encoding; 0.5.")
+    ] = None,
+    truncate: Annotated[
+        bool | None, typer.Option("--truncate/--no-truncate", help="start, resume: cut documents that are too long.")
+    ] = None,
+    queries: Annotated[
+        list[str] | None,
+        typer.Option("--query", help="compare, switch: measure on these instead of recent searches, repeatable."),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when nothing is left to encode.")] = False,
+    url: Url = _URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Encode a collection by another checkpoint while it serves, and switch; prints how it stands as JSON."""
+    from eoseek.reindexing import wait_until_settled
+
+    with _client(url, api_key) as client:
+        if action == "status":
+            state = client.describe_reindex(collection)
+        else:
+            state = client.reindex(
+                collection, action, checkpoint=checkpoint, share=share, truncate=truncate, queries=queries or None
+            )
+        is_over = action in ("abort", "drop")
+        if wait and not is_over:
+            state = wait_until_settled(client, collection)
+    print(json.dumps(state, ensure_ascii=False))
+    if state["stage"] == "failed" and not is_over:
+        raise typer.Exit(1)
+
+
 @model_app.command()
 def pull(name: Annotated[str, typer.Argument(help="`default`, its base, or a hub name.")] = "default") -> None:
     """Fetch a checkpoint into the cache and print its path; does nothing when it is there."""

@@ -16,7 +16,7 @@ import httpx
 
 from eoseek import calls
 from eoseek.answers import EmbedAnswer, EoseekClientError, Hit, IngestAnswer, Json, LineFailure, SearchAnswer
-from eoseek.calls import DEFAULT_URL, Call, EmbedOptions, SearchOptions, Service
+from eoseek.calls import DEFAULT_URL, Call, EmbedOptions, ReindexOptions, SearchOptions, Service
 from eoseek.ingest import (
     Counts,
     DocumentFailure,
@@ -175,6 +175,22 @@ class Client:
         """Removes a collection with all its documents."""
         self._run(calls.drop_collection(name))
 
+    def reindex(self, name: str, action: str = "start", **options: Unpack[ReindexOptions]) -> Json:
+        """One step of a re-index; returns how it stands.
+
+        Args:
+            name: the collection.
+            action: "start", "pause", "resume", "compare", "switch" or "abort", then "rollback" or "drop".
+            options: as in `ReindexOptions`.
+        Raises:
+            EoseekClientError: with status 409, it is not at this step; nothing was done.
+        """
+        return self._run(calls.reindex(name, action, **options))
+
+    def describe_reindex(self, name: str) -> Json:
+        """How far a re-index is. Raises EoseekClientError with status 404 when there is none."""
+        return self._run(calls.describe_reindex(name))
+
     @contextmanager
     def backup(self) -> Iterator[Iterator[bytes]]:
         """The blocks of a backup of all collections. Raises EoseekClientError, also where it breaks off; no retries."""
@@ -303,6 +319,14 @@ class AsyncClient:
     async def drop_collection(self, name: str) -> None:
         """As `Client.drop_collection`."""
         await self._run(calls.drop_collection(name))
+
+    async def reindex(self, name: str, action: str = "start", **options: Unpack[ReindexOptions]) -> Json:
+        """As `Client.reindex`."""
+        return await self._run(calls.reindex(name, action, **options))
+
+    async def describe_reindex(self, name: str) -> Json:
+        """As `Client.describe_reindex`."""
+        return await self._run(calls.describe_reindex(name))
 
     @asynccontextmanager
     async def backup(self) -> AsyncIterator[AsyncIterator[bytes]]:
