@@ -275,8 +275,11 @@ async def _start_both(stack: AsyncExitStack, encoder: AsyncEncoder, store: Store
 
 
 def _load_other(settings: EncoderSettings, metrics: Metrics, name_or_path: str) -> tuple[Checkpoint, AsyncEncoder]:
-    """Another checkpoint than the configured one, and its worker, which is not started."""
-    other = settings.model_copy(update={"checkpoint": name_or_path})
+    """Another checkpoint than the configured one, and its worker, which is not started.
+
+    Its path came in a request, so code that it brings along never runs, whatever the setting admits for the own one.
+    """
+    other = settings.model_copy(update={"checkpoint": name_or_path, "trust_remote_code": False})
     checkpoint = _load(other)
     return checkpoint, _worker_encoder(other, checkpoint, metrics)
 

@@ -5,7 +5,7 @@ Base units, `eoseek_` prefix, no ids and no text in labels. The registry is pass
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
@@ -15,6 +15,7 @@ Kind = Literal["query", "document"]
 Stage = Literal["tokenize", "queue", "encode", "search", "flush"]
 RejectionReason = Literal["queue_full", "deadline", "stopping"]
 EncodeFailure = Literal["error", "not_finite"]
+ReindexStage = Literal["loading", "copying", "ready", "switched", "paused", "failed"]
 Child = Literal["encoder", "store"]
 UpstreamOutcome = Literal["answered", "away", "busy", "refused", "wrong"]
 
@@ -127,6 +128,7 @@ class Metrics:
             self._encode_failures.labels(failure)
         for child in get_args(Child):
             self._worker_restarts.labels(child)
+        self.set_reindexes({}, 0)
         self.count_documents()
 
     def observe_request(self, *, route: str, method: str, status: int, seconds: float) -> None:
@@ -239,11 +241,10 @@ class Metrics:
             if num_bytes is not None:
                 self._store_bytes.labels(label).inc(num_bytes)
 
-    def set_reindexes(self, stages: Mapping[Any, int], num_behind: int) -> None:
+    def set_reindexes(self, stages: Mapping[ReindexStage, int], num_behind: int) -> None:
         """Re-indexes by stage, and the changed documents that their standbys lack."""
-        self._reindexes.clear()
-        for stage, number in stages.items():
-            self._reindexes.labels(stage).set(number)
+        for stage in get_args(ReindexStage):
+            self._reindexes.labels(stage).set(stages.get(stage, 0))
         self._reindex_behind.set(num_behind)
 
     def set_build(self, **facts: str) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from service.errors import InvalidInputError
+from service.metrics import ReindexStage
 from service.store.base import Document
 from service.store.points import MAX_NAME_CHARS, NAME_PATTERN, check_name
 
@@ -290,7 +291,7 @@ class OverlapOut(BaseModel):
 class ReindexOut(BaseModel):
     """A re-index as it stands."""
 
-    stage: Literal["loading", "copying", "ready", "switched", "paused", "failed"]
+    stage: ReindexStage
     source: str = Field(description="Fingerprint of the old checkpoint.")
     target: str = Field(description="Fingerprint of the new one.")
     documents: int = Field(description="In the collection that serves.")

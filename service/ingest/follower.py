@@ -6,6 +6,7 @@ and encodes only what is missing. Price: that run reads both from end to end.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -89,7 +90,8 @@ class StandbyFollower:
         self._is_settled = asyncio.Event()
         self._may_run = asyncio.Event()
         self._may_run.set()
-        self._hurry = asyncio.Event()
+        self._is_hurried = False
+        self._rouse = asyncio.Event()
 
     @property
     def num_behind(self) -> int:
@@ -114,10 +116,12 @@ class StandbyFollower:
         """Go on, and try again what failed."""
         self.changed(list(self.failed))
         self._may_run.set()
+        self._rouse.set()
 
     def hurry(self, *, on: bool) -> None:
         """Work without pauses while somebody waits for the end."""
-        self._hurry.set() if on else self._hurry.clear()
+        self._is_hurried = on
+        self._rouse.set()
 
     async def settled(self) -> None:
         """Return when nothing is left to do. Raises ReindexConflictError where a document cannot be copied."""
@@ -159,13 +163,13 @@ class StandbyFollower:
         self._has_work.set()
 
     async def _rest(self, worked_seconds: float) -> None:
-        seconds = min(worked_seconds * (1 / self.share - 1), _MAX_WAIT_SECONDS)
-        if seconds > 0:
-            try:
+        """Leave the rest of the time to others, unless the share changes or somebody waits."""
+        seconds = worked_seconds * (1 / self.share - 1)
+        if seconds > 0 and not self._is_hurried:
+            self._rouse.clear()
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    await self._hurry.wait()
-            except TimeoutError:
-                pass
+                    await self._rouse.wait()
 
     async def _step(self) -> None:
         """One page of work."""

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter
 
@@ -30,6 +30,7 @@ from service.errors import (
 from service.ingest.follower import StandbyFollower
 from service.ingest.guard import WriteGuard
 from service.ingest.served import ServedCheckpoint, ServedCheckpoints
+from service.metrics import ReindexStage
 from service.paths import write_json
 from service.store.base import CollectionInfo, SearchOptions, Store
 from service.store.points import check_standby, physical_name
@@ -41,8 +42,6 @@ _MAX_RECENT = 100
 _MAX_BEHIND = 1000  # changed documents that a switch will wait for
 _SWITCH_SECONDS = 30.0
 _UNKNOWN = "unknown"  # no physical name: refuses every write of embeddings
-
-Stage = Literal["loading", "copying", "ready", "switched", "paused", "failed"]
 
 
 class Record(BaseModel):
@@ -72,7 +71,7 @@ class Overlap:
 class Progress:
     """A re-index as it stands; `num_remaining` counts documents that may still differ."""
 
-    stage: Stage
+    stage: ReindexStage
     source: str
     target: str
     num_documents: int
@@ -112,7 +111,7 @@ class _Reindex:
     recent: deque[Query] = field(default_factory=lambda: deque(maxlen=_MAX_RECENT))
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> ReindexStage:
         if self.failure:
             return "failed"
         if self.record.is_paused:
@@ -283,7 +282,7 @@ class Reindexer:
         if name in self._running:
             self._running[name].recent.extend(queries[:_MAX_RECENT])
 
-    def levels(self) -> tuple[Counter[Stage], int]:
+    def levels(self) -> tuple[Counter[ReindexStage], int]:
         """Re-indexes by stage, and the changed documents that their standbys lack."""
         stages = Counter(each.stage for each in self._running.values())
         return stages, sum(each.follower.num_behind for each in self._running.values() if each.follower)
@@ -335,7 +334,7 @@ class Reindexer:
             follower.pause() if is_paused else follower.resume()
         return await self.describe(name)
 
-    async def _switch(self, name: str, wanted: Stage, queries: Sequence[Query]) -> Progress:
+    async def _switch(self, name: str, wanted: ReindexStage, queries: Sequence[Query]) -> Progress:
         reindex = self._find(name)
         follower = reindex.follower
         if reindex.stage != wanted or follower is None:

@@ -1,6 +1,8 @@
 """Re-indexing through the application, on the embedded store and in memory, with two tiny checkpoints."""
 
+import io
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -213,6 +215,17 @@ def test_reindex_standby_is_in_no_list_and_has_no_public_name(client: TestClient
     assert 'eoseek_reindexes{stage="ready"} 1.0' in metrics
     assert "eoseek_reindex_behind_documents 0.0" in metrics
     assert "bbbb" not in metrics
+
+
+def test_reindex_standby_is_in_no_backup(tmp_path: Path) -> None:
+    with running("edge", tmp_path) as client:
+        index(client, documents(1))
+        start(client)
+        wait_until(client, "ready")
+
+        archive = zipfile.ZipFile(io.BytesIO(client.post("/backup").content))
+
+    assert {name.partition("/")[0] for name in archive.namelist()} == {"default--aaaaaaaa", "manifest.json"}
 
 
 def test_reindex_paused_encodes_nothing_and_catches_up_when_it_is_resumed(client: TestClient) -> None:
