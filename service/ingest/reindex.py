@@ -24,6 +24,7 @@ from service.errors import (
     EoseekError,
     InvalidInputError,
     NotFoundError,
+    NotReadyError,
     ReindexConflictError,
     StoreError,
 )
@@ -41,6 +42,7 @@ _DEPTH = 10  # of the overlap
 _MAX_RECENT = 100
 _MAX_BEHIND = 1000  # changed documents that a switch will wait for
 _SWITCH_SECONDS = 30.0
+_PAUSE_SECONDS = 1.0  # before a store that is away is asked again
 _UNKNOWN = "unknown"  # no physical name: refuses every write of embeddings
 
 
@@ -304,7 +306,8 @@ class Reindexer:
             )
         live = await self._store.describe_collection(name)
         check_standby(live, target.fingerprint)
-        checkpoints = {target.fingerprint: str(target.path)}
+        previous = self._records.get(name)
+        checkpoints = (previous.checkpoints if previous else {}) | {target.fingerprint: str(target.path)}
         if source := self._served.find(live.fingerprint):
             checkpoints[live.fingerprint] = str(source.checkpoint.path)
         record = Record(
@@ -381,8 +384,8 @@ class Reindexer:
                 # followed before the door opens, else what is written meanwhile would be missed
                 following = await self._follow(reindex, live, served, is_equal=True) if served else None
                 self._launch(reindex, following)
-            except EoseekError as error:
-                reindex.failure = f"it is not known which collection serves, so resume: {error.detail}"
+            except EoseekError:
+                self._launch(reindex)  # which asks again; until then the door lets no embedding through
 
     async def _finish(self, name: str, *, is_switched: bool, instead: str) -> None:
         reindex = self._find(name)
@@ -432,10 +435,14 @@ class Reindexer:
 
     async def _run(self, reindex: _Reindex) -> None:
         try:
-            if reindex.follower is None:
-                live = await self._locate(reindex)
-                served = await self._open_standby(reindex)
-                reindex.follower = await self._follow(reindex, live, served, is_equal=False)
+            while reindex.follower is None:
+                try:
+                    live = await self._locate(reindex)
+                    served = await self._open_standby(reindex)
+                    reindex.follower = await self._follow(reindex, live, served, is_equal=False)
+                except NotReadyError as error:
+                    log.warning("the re-index of %r waits: %s", reindex.name, error.detail)
+                    await asyncio.sleep(_PAUSE_SECONDS)
             await reindex.follower.run()
         except EoseekError as error:
             reindex.failure = error.detail

@@ -15,8 +15,10 @@ from service.app import create_app
 from service.encoders.base import AsyncEncoder
 from service.encoders.checkpoint import Checkpoint
 from service.encoders.worker import LocalEncoder
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, StoreError
 from service.settings import Settings, StoreSettings
+from service.store.base import CollectionInfo
+from service.store.memory import MemoryStore
 from tests.fakes import FakeEncoder
 from tests.service.api.parts import tiny_checkpoint
 
@@ -79,7 +81,7 @@ def wait_for(client: TestClient, is_there: Callable[[dict[str, Any]], bool]) -> 
 
 
 def wait_until(client: TestClient, stage: str) -> dict[str, Any]:
-    return wait_for(client, lambda found: found["stage"] == stage and found["remaining"] == 0)
+    return wait_for(client, lambda found: found.get("stage") == stage and found["remaining"] == 0)
 
 
 def search(client: TestClient, query: str) -> dict[str, Any]:
@@ -429,3 +431,51 @@ def test_reindex_whose_new_checkpoint_is_gone_after_a_restart_says_so_and_can_be
         assert len(found(client)) == 1
         act(client, "abort")
         assert not list((tmp_path / "collections").glob("*bbbbbbbb"))
+
+
+# failures of the store
+
+
+class BrokenStore(MemoryStore):
+    """Its switch fails after or before it was done, and cannot be described for a while then."""
+
+    def __init__(self, *, is_done: bool) -> None:
+        super().__init__()
+        self.is_done, self.is_broken, self.num_away = is_done, True, 0
+
+    async def switch_collection(self, name: str, physical_name: str) -> None:
+        if self.is_done or not self.is_broken:
+            await super().switch_collection(name, physical_name)
+        if self.is_broken:
+            self.num_away = 2
+            raise StoreError("the disk is full")
+
+    async def describe_collection(self, name: str) -> CollectionInfo:
+        if self.num_away:
+            self.num_away -= 1
+            raise StoreError("away")
+        return await super().describe_collection(name)
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_reindex_after_a_switch_that_failed_the_store_says_what_holds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_done: bool
+) -> None:
+    monkeypatch.setattr("service.ingest.reindex._PAUSE_SECONDS", 0.01)
+    store = BrokenStore(is_done=is_done)
+    encoder = LocalEncoder(FakeEncoder(OLD.dimension))
+    settings = Settings(store=StoreSettings(kind="memory"))
+    with TestClient(create_app(settings, checkpoint=OLD, encoder=encoder, load=load, store=store)) as client:
+        index(client, documents(*range(5)))
+        start(client)
+        wait_until(client, "ready")
+
+        response = client.post("/collections/default/reindex", json={"action": "switch"})
+
+        assert (response.status_code, response.json()["code"]) == (503, "store_unavailable")
+        wait_until(client, "switched" if is_done else "ready")
+        assert fingerprint(client) == (NEW if is_done else OLD).fingerprint
+        index(client, documents(7))
+        store.is_broken = False
+        act(client, "rollback" if is_done else "switch")
+        assert found(client) == fresh(documents(0, 1, 2, 3, 4, 7), OLD if is_done else NEW, tmp_path)
