@@ -132,7 +132,7 @@ def test_reindex_killed_in_the_middle_goes_on_and_ends_equal_to_a_fresh_index(tm
         client.ingest_stream([document(number) for number in range(NUM_DOCUMENTS)])
         client.reindex("default", checkpoint=str(new), share=0.05)
         with Traffic(client, versions) as before:
-            wait_for(client, "copying", encoded=64)
+            wait_for(client, "copying", encoded=1)
             before._end.set()
             process.kill()
             process.wait()
