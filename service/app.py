@@ -278,7 +278,13 @@ def _load_other(settings: EncoderSettings, metrics: Metrics, name_or_path: str) 
     """Another checkpoint than the configured one, and its worker, which is not started.
 
     Its path came in a request, so code that it brings along never runs, whatever the setting admits for the own one.
+    Raises ConfigurationError.
     """
+    if settings.backend == "remote":
+        raise ConfigurationError(
+            "the upstreams of EOSEEK_ENCODER__URLS serve one checkpoint, so this service runs no other beside it; "
+            "index into a new collection by a service whose upstreams serve the other one"
+        )
     other = settings.model_copy(update={"checkpoint": name_or_path, "trust_remote_code": False})
     checkpoint = _load(other)
     return checkpoint, _worker_encoder(other, checkpoint, metrics)

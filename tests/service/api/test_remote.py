@@ -81,6 +81,18 @@ def test_remote_metrics_tell_upstreams_apart_by_their_place(monkeypatch):
     assert 'eoseek_upstream_calls_total{outcome="away",upstream="1"} 0.0' in text
 
 
+def test_remote_service_refuses_to_reindex_as_its_upstreams_serve_one_checkpoint(monkeypatch):
+    network = FakeNetwork(FakeUpstream())
+    monkeypatch.setattr("httpx._client.AsyncHTTPTransport", lambda *args, **kwargs: network)
+    settings = Settings(
+        encoder=EncoderSettings(backend="remote", urls=json.dumps(network.urls)), store=StoreSettings(kind="memory")
+    )
+    with TestClient(create_app(settings, checkpoint=CHECKPOINT)) as client:
+        refused = client.post("/collections/default/reindex", json={"action": "start", "checkpoint": "/other"})
+    assert refused.status_code == 422, refused.text
+    assert "EOSEEK_ENCODER__URLS serve one checkpoint" in refused.json()["detail"]
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A tiny checkpoint with its own vectors recorded."""
