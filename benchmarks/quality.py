@@ -37,6 +37,7 @@ INSTRUCTIONS = {
     "stories-long": "Given a question about a story, retrieve the story",
     "evidence-long": "Given a clinical question, retrieve the trial report that answers it",
 }
+SYSTEMS = ("bm25", "minilm", "plain", "instructed")
 _LONG = {"longdoc-proposals", "longdoc-textbooks", "stories-long", "evidence-long"}
 _SPLITS = {"evidence-long": "dev"}
 Line = dict[str, Any]
@@ -47,6 +48,7 @@ def main() -> int:
     parser.add_argument("sets", nargs="*", metavar="SET", choices=[[], *INSTRUCTIONS])
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
     parser.add_argument("--checkpoint", default="default")
+    parser.add_argument("--system", action="append", choices=SYSTEMS, help="only this one; repeatable")
     parser.add_argument("--max-length", type=int, help="cut the checkpoint's texts at so many tokens")
     parser.add_argument("--keep", type=Path, help="as eoseek evaluate --keep; without it documents are encoded twice")
     parser.add_argument("--json", type=Path)
@@ -54,7 +56,8 @@ def main() -> int:
     lines: list[Line] = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else []
     for name in arguments.sets or [each for each in INSTRUCTIONS if each not in _LONG]:
         for system, options in systems(name, arguments):
-            if not any(is_line(line, name, system, arguments) for line in lines):
+            is_wanted = system in (arguments.system or SYSTEMS)
+            if is_wanted and not any(is_line(line, name, system, arguments) for line in lines):
                 line = evaluate(arguments.data / name, system, [*options, *split(name)])
                 lines = [each for each in lines if (each["data"], each["system"]) != (name, system)] + [line]
                 write_json(arguments.json, lines)
@@ -108,7 +111,7 @@ def table(lines: list[Line]) -> str:
     for name in INSTRUCTIONS:
         found = {line["system"]: line for line in lines if line["data"] == name}
         if found:
-            cells = [cell(found.get(system)) for system in ("bm25", "minilm", "plain", "instructed")]
+            cells = [cell(found.get(system)) for system in SYSTEMS]
             rows.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(rows)
 
