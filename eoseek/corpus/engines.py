@@ -71,7 +71,7 @@ def encode_by_ray(job: Job, parts: Sequence[Part], advance: Callable[[int], obje
 def _start(num_cpus: int) -> None:
     import ray
 
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         # vectors do not pass through its store, which would take a third of the memory by itself
@@ -86,7 +86,7 @@ def _start(num_cpus: int) -> None:
 def _results(job: Job, parts: Sequence[Part], cluster: Cluster, num_cpus: int) -> Iterator[Row]:
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False  # there is one already
     rows = ray.data.from_items([asdict(part) for part in parts], override_num_blocks=len(parts))
     # one part at a time: a second one waiting at an actor would only be late when another actor is idle
