@@ -114,7 +114,8 @@ class PartActor:
 
     def __call__(self, batch: dict[str, "np.ndarray[Any, Any]"]) -> dict[str, list[Any]]:
         """Encode the one part of a batch."""
-        part = Part(**{name: values[0].item() if name != "path" else str(values[0]) for name, values in batch.items()})
+        number, start, stop = (int(batch[name][0]) for name in ("number", "start", "stop"))
+        part = Part(number=number, path=str(batch["path"][0]), start=start, stop=stop)
         failure = self._failure
         if failure is None:
             try:
