@@ -255,9 +255,12 @@ class Batcher:
             task.add_done_callback(self._on_executed)
 
     def _plan(self) -> Plan[_Request] | None:
+        now = self._clock()
+        # counted from the end of a batch: one that takes long would leave the next already old, and queries no turn
+        is_served_now = any(plan.lane == "document" for plan in self._in_flight.values())
         situation = Situation(
-            now=self._clock(),
-            document_served=self._document_served,
+            now=now,
+            document_served=now if is_served_now else self._document_served,
             tokens_per_second=self._lanes["document"].speed.tokens_per_second,
             in_flight_tokens=sum(plan.num_tokens for plan in self._in_flight.values()),
             num_parallel=self._encoder.num_parallel,
@@ -266,7 +269,8 @@ class Batcher:
         return plan_batch({name: lane.requests for name, lane in self._lanes.items()}, self._limits, situation)
 
     def _on_executed(self, task: asyncio.Task[None]) -> None:
-        del self._in_flight[task]
+        if self._in_flight.pop(task).lane == "document":
+            self._document_served = self._clock()
         self._schedule_pump()
 
     async def _execute(self, plan: Plan[_Request], *, is_ahead: bool) -> None:

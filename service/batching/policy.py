@@ -77,7 +77,7 @@ class Situation:
     """What planning depends on besides the lanes: the time, the encoder's speed on documents, and its load."""
 
     now: float
-    document_served: float  # when the last document batch was sent, on the same clock
+    document_served: float  # when the last document batch ended, on the same clock; `now` while one runs
     tokens_per_second: float
     in_flight_tokens: int
     num_in_flight: int  # batches
@@ -119,8 +119,8 @@ def plan_batch(lanes: Mapping[Lane, Iterable[Request]], limits: Limits, situatio
 def _choose_lane(lanes: Mapping[Lane, Iterable[Waiting]], limits: Limits, situation: Situation) -> Lane | None:
     """Queries first, but documents when they have waited too long.
 
-    Their wait counts from the last document batch on, not from their arrival: behind a long backlog every document is
-    old, and queries would come second for as long as it lasts.
+    Their wait counts from the end of the last document batch on, not from their arrival or from its beginning: behind a
+    long backlog, or after one slow batch, every document is old, and queries would come second for as long as it lasts.
     """
     oldest_query = next(iter(lanes["query"]), None)
     oldest_document = next(iter(lanes["document"]), None)

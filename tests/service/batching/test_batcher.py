@@ -220,6 +220,25 @@ async def test_batcher_documents_that_waited_too_long_go_before_queries(bench):
     batch.release()
 
 
+@bench_test(max_batch_tokens=10, document_max_wait_ms=2000)
+async def test_batcher_slow_document_batches_do_not_starve_queries(bench):
+    bench.submit(*([each] * 10 for each in range(1, 9)), lane="document")
+    running = [await bench.batch(), await bench.batch()]  # one and one ahead
+    bench.clock.now += 1.0
+    bench.submit([99], lane="query")
+    await bench.settle()
+
+    bench.clock.now += 5.0
+    running[0].release()
+    await bench.settle()
+    bench.clock.now += 5.0
+    running[1].release()
+
+    batch = await bench.batch()
+    assert batch.token_ids == [[99]]
+    batch.release()
+
+
 @bench_test(batch_target_ms=1000)
 async def test_batcher_document_batches_follow_the_measured_speed(bench):
     texts = [[index] * 10 for index in range(1, 400)]
