@@ -96,6 +96,8 @@ def create_app(
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0"},
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from another host; ours is in playground.py
+        redoc_url=None,
         redirect_slashes=False,
         strict_content_type=False,  # bodies.py checks it, and takes a missing one for JSON
     )

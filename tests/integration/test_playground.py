@@ -13,7 +13,7 @@ import socket
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 import pytest
@@ -694,6 +694,23 @@ def test_playground_fits_narrow_and_wide_screens_and_logs_nothing(visit):
             assert visit.page.evaluate("document.documentElement.scrollWidth") <= width, name
     # the browser reports the refused search by itself
     assert [line for line in visit.console if "the server responded with a status of 404" not in line] == []
+
+
+def test_docs_show_every_call_and_make_one_without_another_host(visit):
+    hosts = set()
+    visit.page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+    visit.page.goto("/docs")
+    playwright.expect(visit.page.locator(".opblock")).to_have_count(sum(map(len, api(visit)["paths"].values())))
+    visit.page.locator(".opblock", has_text="/health/live").click()
+    visit.press("Try it out")
+    visit.press("Execute")
+    visit.says(".live-responses-table", '"status": "live"')
+    assert hosts == {urlsplit(str(visit.service.base_url)).netloc}
+    assert visit.console + visit.faults == []
+
+
+def api(visit):
+    return visit.service.get("/openapi.json").raise_for_status().json()
 
 
 @pytest.mark.slow

@@ -67,7 +67,8 @@ def send(client, method, path, key, collection):
     body = dict(BODIES.get(path, {})) if method == "POST" else {}
     if "collection" in body:
         body["collection"] = collection
-    url = path.format_map({"document_id": "d", "name": collection, "file": "app.js"})
+    file = "swagger-ui.css" if path.startswith("/docs/") else "app.js"
+    url = path.format_map({"document_id": "d", "name": collection, "file": file})
     params = {"collection": collection} if "{document_id}" in path else {}
     return client.request(method, url, params=params, json=body or None, headers=bearer(key))
 
