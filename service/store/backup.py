@@ -2,6 +2,7 @@
 
 A cut-off file lacks the directory at its end, and a damaged one fails its sums: either is refused before anything is
 put in place. Deflate at its fastest level, since a shard's files are mostly holes; they are holes again when restored.
+A restore trusts nothing that the file says of itself: sizes are those found, and what is no hole must fit the disk.
 """
 
 import hashlib
@@ -9,12 +10,14 @@ import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
@@ -22,10 +25,14 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from service.errors import ConfigurationError
 from service.paths import sync_directory
 from service.store.base import CollectionInfo
+from service.store.points import MAX_NAME_CHARS, NAME_PATTERN
+from service.store.trial import UnusableError, try_out
 
 MEDIA_TYPE = "application/zip"
 _MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 2**26
+_LEFT_FREE_BYTES = 2**28  # for what else is written to the same disk meanwhile
+_MAX_DIMENSION = 2**16
 _BLOCK = 2**20
 _HOLE = bytes(_BLOCK)
 # no part may begin with a dot, so none leads out of the directory
@@ -38,11 +45,11 @@ Progress = Callable[[int], None]
 class SavedCollection(BaseModel):
     """A collection in a backup."""
 
-    name: str
-    physical_name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
-    fingerprint: str
-    dimension: int
-    num_documents: int
+    name: Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=MAX_NAME_CHARS)]
+    physical_name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", max_length=200)]
+    fingerprint: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+$", max_length=64)]
+    dimension: Annotated[int, Field(gt=0, le=_MAX_DIMENSION)]
+    num_documents: Annotated[int, Field(ge=0)]
 
 
 class Manifest(BaseModel):
@@ -116,7 +123,7 @@ def restore(
         The collections that are there now.
     Raises:
         ConfigurationError: a store is there already, a collection of another checkpoint, a file that is no whole
-            backup, no space; `target` is as it was.
+            backup, more than the disk has room for; one line, and `target` is as it was.
     """
     _check_free(target)
     with _opened(file) as archive:
@@ -129,9 +136,11 @@ def restore(
         except OSError as error:
             raise ConfigurationError(f"{target.parent} cannot be written: {error.strerror}") from error
         try:
+            room = _Room(file, made)
             for name, digest in manifest.files.items():
-                _write(made / "collections" / name, _counted(_verified(archive, name, digest), on_read), sync=True)
-            _try_out(made, manifest)
+                with closing(_verified(archive, name, digest)) as blocks:
+                    _write(made / "collections" / name, room.taken_by(_counted(blocks, on_read)), sync=True)
+            _try_out(made, file, manifest)
             made.rename(target)
             sync_directory(target.parent)
         except OSError as error:
@@ -161,21 +170,40 @@ def _check_fingerprints(file: Path, manifest: Manifest, fingerprint: str) -> Non
             )
 
 
-def _try_out(made: Path, manifest: Manifest) -> None:
-    """Open what was restored as a service would and compare it with the manifest."""
-    from service.store.edge_shards import EdgeShards  # opens shards in this process: only for a moment, and only here
+class _Room:
+    """What a restore may write: it ends before the disk is full, whatever sizes the file claims."""
 
+    def __init__(self, file: Path, directory: Path) -> None:
+        free = shutil.disk_usage(directory).free
+        self._file, self._directory = file, directory
+        self._limit = self._left = free - min(_LEFT_FREE_BYTES, free // 10)
+
+    def taken_by(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass `blocks` on. Raises ConfigurationError at the first that is too much; holes take nothing."""
+        for block in blocks:
+            self._left -= 0 if _is_hole(block) else len(block)
+            if self._left < 0:
+                raise ConfigurationError(
+                    f"{self._file} unpacks to more than the {self._limit:,} bytes that may be written at "
+                    f"{self._directory.parent}: make room there, or restore to another disk by EOSEEK_STORE__PATH; "
+                    "nothing was put in place"
+                )
+            yield block
+
+
+def _try_out(made: Path, file: Path, manifest: Manifest) -> None:
+    """Open what was restored as a service would and compare it with the manifest."""
     aliases = {each.name: each.physical_name for each in manifest.collections}
     (made / "collections").mkdir(exist_ok=True)
     (made / "aliases.json").write_text(json.dumps(aliases, indent=2), encoding="utf-8")
-    shards = EdgeShards(made)
     try:
-        for each in manifest.collections:
-            found = shards.describe(each.name)
-            if any(found[key] != value for key, value in each.model_dump().items()):
-                raise ConfigurationError(f"collection {each.name!r} of the backup is not what its manifest says")
-    finally:
-        shards.close()
+        found = try_out(made, list(aliases))
+    except UnusableError as error:
+        reason = str(error).replace(f"{made}/collections/", "")
+        raise ConfigurationError(f"what {file} holds cannot be opened ({reason}); take another backup") from error
+    for each in manifest.collections:
+        if any(found[each.name][key] != value for key, value in each.model_dump().items()):
+            raise ConfigurationError(f"collection {each.name!r} of {file} is not what its manifest says")
     for path in made.rglob("*"):
         if path.is_dir():
             sync_directory(path)
@@ -207,21 +235,50 @@ def _manifest(archive: zipfile.ZipFile) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         raise zipfile.BadZipFile(f"its manifest is refused at {first['loc']}: {first['msg']}") from error
-    members = sorted(set(archive.namelist()) - {_MANIFEST})
-    if members != sorted(manifest.files) or len(archive.namelist()) != len(members) + 1:
-        raise zipfile.BadZipFile("its files are not those of its manifest")
-    physical = {each.physical_name for each in manifest.collections}
-    if {name.partition("/")[0] for name in manifest.files} != physical:
-        raise zipfile.BadZipFile("its files are not those of its collections")
+    _check_members(archive, manifest)
     return manifest
 
 
-def _verified(archive: zipfile.ZipFile, name: str, digest: str) -> Iterator[bytes]:
-    found = hashlib.sha256()
+def _check_members(archive: zipfile.ZipFile, manifest: Manifest) -> None:
+    """What the archive lists is what the manifest does, each once, and each a file with a place of its own."""
+    members = archive.infolist()
+    names = [info.filename for info in members]
+    if sorted(names) != sorted([_MANIFEST, *manifest.files]):
+        raise zipfile.BadZipFile("its files are not those of its manifest")
+    _check_distinct("path", [name.casefold() for name in names])  # for disks that do not tell A from a
+    _check_distinct("collection", [each.name for each in manifest.collections])
+    _check_distinct("directory", [each.physical_name.casefold() for each in manifest.collections])
+    if {name.partition("/")[0] for name in manifest.files} != {each.physical_name for each in manifest.collections}:
+        raise zipfile.BadZipFile("its files are not those of its collections")
+    directories = {str(parent) for name in names for parent in PurePosixPath(name.casefold()).parents}
+    for info in members:
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG) or info.filename.casefold() in directories:
+            raise zipfile.BadZipFile(f"{info.filename} is no file")
+        # other methods pack far more into a byte
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise zipfile.BadZipFile(f"{info.filename} is packed by method {info.compress_type}")
+    # members that share their bytes let a small file unpack to any size
+    if sum(info.compress_size for info in members) > Path(archive.filename or "").stat().st_size:
+        raise zipfile.BadZipFile("its files overlap")
+
+
+def _check_distinct(what: str, values: Sequence[str]) -> None:
+    for value, number in Counter(values).items():
+        if number > 1:
+            raise zipfile.BadZipFile(f"it has the {what} {value} {number} times")
+
+
+def _verified(archive: zipfile.ZipFile, name: str, digest: str) -> Generator[bytes, None, None]:
+    found, num_bytes = hashlib.sha256(), 0
     with archive.open(name) as member:
         while block := member.read(_BLOCK):
             found.update(block)
+            num_bytes += len(block)
             yield block
+    claimed = archive.getinfo(name).file_size
+    if num_bytes != claimed:
+        raise zipfile.BadZipFile(f"{name} has {num_bytes:,} bytes, not the {claimed:,} it claims")
     if found.hexdigest() != digest:
         raise zipfile.BadZipFile(f"the checksum of {name} is wrong")
 
@@ -236,6 +293,10 @@ def _files(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
+def _is_hole(block: bytes) -> bool:
+    return block == _HOLE[: len(block)]
+
+
 def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -246,7 +307,7 @@ def _write(path: Path, blocks: Iterable[bytes], *, sync: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         for block in blocks:
-            if block == _HOLE[: len(block)]:
+            if _is_hole(block):
                 file.seek(len(block), os.SEEK_CUR)
             else:
                 file.write(block)

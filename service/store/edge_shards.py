@@ -11,22 +11,30 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import qdrant_edge as edge
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
+from pydantic import BaseModel, StringConstraints, TypeAdapter, ValidationError
 
 from service.errors import ConfigurationError
 from service.paths import write_json
 from service.store.base import Filter, point_id
 from service.store.edge_filters import edge_filter, optional_edge_filter
-from service.store.points import physical_name, unknown_collection
+from service.store.points import NAME_PATTERN, physical_name, unknown_collection
 
-_ALIASES = TypeAdapter(dict[str, str])
+_ALIASES = TypeAdapter(dict[str, Annotated[str, StringConstraints(pattern=NAME_PATTERN)]])
 _WITHOUT_TEXT = ["id", "title", "metadata"]
 _STANDBY = ":standby"  # no collection can be called so
+
+
+class _Described(BaseModel):
+    """What `collection.json` holds."""
+
+    name: str
+    fingerprint: str
+    dimension: int
 
 
 def build(config: dict[str, Any]) -> "EdgeShards":
@@ -133,8 +141,7 @@ class EdgeShards:
         """The fields of `CollectionInfo`."""
         count = self.count(name, None)
         directory = self._directory(name)
-        described: dict[str, Any] = json.loads((directory / "collection.json").read_text("utf-8"))
-        return described | {
+        return _described(directory).model_dump() | {
             "physical_name": directory.name,
             "num_documents": count,
             "size_bytes": _size_bytes(directory),
@@ -228,7 +235,7 @@ class EdgeShards:
     def _open(self, name: str) -> edge.EdgeShard:
         directory = self._directory(name)
         try:
-            json.loads((directory / "collection.json").read_text("utf-8"))
+            _described(directory)
             _check_segments(directory / "shard")
             return edge.EdgeShard.load(str(directory / "shard"))
         except Exception as error:
@@ -262,6 +269,15 @@ class EdgeShards:
         for directory in self._collections.iterdir():
             if directory.name not in self._aliases.values():
                 shutil.rmtree(directory)
+
+
+def _described(directory: Path) -> _Described:
+    path = directory / "collection.json"
+    try:
+        return _Described.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
 
 
 def _check_segments(shard: Path) -> None:

@@ -1,13 +1,16 @@
 """Backup and restore: whole or not at all, whatever is written meanwhile and whatever happens to the file."""
 
 import asyncio
+import hashlib
 import json
+import stat
 import subprocess
 import sys
 import threading
 import zipfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,6 +221,150 @@ def test_restore_path_out_of_the_store_is_refused(tmp_path: Path, name: str) -> 
     with pytest.raises(ConfigurationError, match="no whole backup"):
         backup.restore(file, tmp_path / "deep" / "er" / "store", fingerprint=None)
     assert [each for each in tmp_path.rglob("*") if each.is_file()] == [file]
+
+
+def forge(good: Path, file: Path, *, manifest: dict[str, object] | None = None, **contents: bytes) -> Path:
+    """A copy with members replaced or added, keyed by their path below the collection, and its manifest to match."""
+    with zipfile.ZipFile(good) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    written = json.loads(members.pop("manifest.json")) | (manifest or {})
+    members |= {f"docs--ffffffff/{name}": data for name, data in contents.items()}
+    written["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+        archive.writestr("manifest.json", json.dumps(written))
+    return file
+
+
+def refusal(file: Path) -> str:
+    """The one line that a restore of `file` ends with; nothing is left."""
+    before = sorted(file.parent.iterdir())
+    with pytest.raises(ConfigurationError) as caught:
+        backup.restore(file, file.parent / "new", fingerprint=None)
+    assert sorted(file.parent.iterdir()) == before
+    assert "\n" not in caught.value.detail
+    return caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[1]", "collection.json"),
+        (b"null", "collection.json"),
+        (b'{"name": "docs", "fingerprint": 1, "dimension": 8}', "fingerprint"),
+        (b'{"name": "docs", "fingerprint": "ff"}', "dimension"),
+        (b"\xff\x00", "collection.json"),
+        (b'{"name": "other", "fingerprint": "f", "dimension": 8}', "not what its manifest says"),
+        (b'{"name": "docs", "fingerprint": "f", "dimension": 9}', "dimension"),  # the shard's vectors have 8
+    ],
+)
+async def test_restore_forged_description_is_refused_in_one_line(
+    good: Path, tmp_path: Path, content: bytes, said: str
+) -> None:
+    assert said in refusal(forge(good, tmp_path / "b.zip", **{"collection.json": content}))
+
+
+COLLECTION = {"name": "docs", "physical_name": "docs--ffffffff", "fingerprint": FINGERPRINT, "dimension": 8}
+FORGED_COLLECTIONS: dict[str, object] = {
+    "a list": [1],
+    "none": None,
+    "not there": [COLLECTION | {"num_documents": 20, "physical_name": "docs--eeeeeeee"}],
+    "twice": [COLLECTION | {"num_documents": 20}] * 2,
+    "two names": [COLLECTION | {"num_documents": 20}, COLLECTION | {"num_documents": 20, "name": "other"}],
+    "a path": [COLLECTION | {"num_documents": 20, "name": "../docs"}],
+    "no dimension": [COLLECTION | {"num_documents": 20, "dimension": 0}],
+    "a dimension beyond memory": [COLLECTION | {"num_documents": 20, "dimension": 10**12}],
+    "fewer documents": [COLLECTION | {"num_documents": -1}],
+    "more documents": [COLLECTION | {"num_documents": 21}],
+}
+
+
+@pytest.mark.parametrize("collections", FORGED_COLLECTIONS.values(), ids=list(FORGED_COLLECTIONS))
+async def test_restore_forged_manifest_is_refused_in_one_line(good: Path, tmp_path: Path, collections: object) -> None:
+    assert "b.zip" in refusal(forge(good, tmp_path / "b.zip", manifest={"collections": collections}))
+
+
+@pytest.mark.parametrize("content", ["[1]", "1", "null", "{}", '{"format": "eoseek-backup-1"}', "[" * 100_000])
+def test_restore_manifest_of_another_shape_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("manifest.json", content)
+    assert "its manifest is refused" in refusal(tmp_path / "b.zip")
+
+
+async def test_restore_shard_that_cannot_be_mapped_is_refused_in_one_line(good: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(good) as archive:
+        mapped = next(name for name in archive.namelist() if name.endswith("deleted/status.dat"))
+    file = forge(good, tmp_path / "b.zip", **{mapped.partition("/")[2]: b""})
+    assert "cannot be opened" in refusal(file)
+
+
+def with_member(good: Path, file: Path, info: zipfile.ZipInfo, data: bytes = b"x") -> Path:
+    """A copy whose first member is one more, as `info` describes it, which the manifest knows."""
+    forge(good, file, extra=data)
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/extra")}
+    info.filename = "docs--ffffffff/extra"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr(info, data)
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file
+
+
+async def test_restore_symbolic_link_is_refused(good: Path, tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("extra")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    assert "extra is no file" in refusal(with_member(good, tmp_path / "b.zip", link, b"/etc"))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+async def test_restore_of_another_compression_is_refused(good: Path, tmp_path: Path, method: int) -> None:
+    member = zipfile.ZipInfo("extra")
+    member.compress_type = method
+    assert f"packed by method {method}" in refusal(with_member(good, tmp_path / "b.zip", member))
+
+
+@pytest.mark.parametrize("name", ["COLLECTION.json", "collection.json/x"])
+async def test_restore_path_that_another_one_takes_is_refused(good: Path, tmp_path: Path, name: str) -> None:
+    assert "no whole backup" in refusal(forge(good, tmp_path / "b.zip", **{name: b"x"}))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+async def test_restore_path_that_is_there_twice_is_refused(good: Path, tmp_path: Path) -> None:
+    file = forge(good, tmp_path / "b.zip")
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("docs--ffffffff/collection.json", b"[1]")
+    assert "not those of its manifest" in refusal(file)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5, 2**30])
+async def test_restore_size_that_is_not_the_claimed_one_is_refused(good: Path, tmp_path: Path, num_bytes: int) -> None:
+    file = with_member(good, tmp_path / "b.zip", zipfile.ZipInfo("extra"), b"x" * 100)
+    data = bytearray(file.read_bytes())
+    at = data.index(b"PK\x01\x02") + 24  # the first entry of the directory at the archive's end
+    data[at : at + 4] = num_bytes.to_bytes(4, "little")
+    file.write_bytes(data)
+    assert "no whole backup" in refusal(file)
+
+
+async def test_restore_members_that_share_their_bytes_are_refused(good: Path, tmp_path: Path) -> None:
+    file = forge(good, tmp_path / "b.zip")
+    with zipfile.ZipFile(file) as archive:
+        sizes = [info.compress_size for info in archive.infolist()]
+    data = bytearray(file.read_bytes())
+    at = data.index(b"PK\x01\x02") + 20  # the first entry of the directory: one byte more than the others leave to it
+    data[at : at + 4] = (len(data) - sum(sizes[1:]) + 1).to_bytes(4, "little")
+    file.write_bytes(data)
+    assert "its files overlap" in refusal(file)
+
+
+async def test_restore_of_more_than_the_disk_has_room_for_is_refused_before_it_is_full(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = forge(good, tmp_path / "b.zip", extra=b"x" * 3_000_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2_000_000))
+    assert "more than the 1,800,000 bytes that may be written" in refusal(file)
 
 
 @pytest.mark.parametrize("physical_name", ["..", "a/b", "", "."])
