@@ -50,6 +50,35 @@ def test_json_line_has_time_level_logger_message_and_fields():
     }
 
 
+@pytest.mark.parametrize(
+    ("put_in", "written"),
+    [
+        ("a\n2026-01-01 ERROR forged", r"a\n2026-01-01 ERROR forged"),
+        ("\x1b[2J\u2028\x85", r"\x1b[2J\u2028\x85"),
+        ("é", "é"),
+    ],
+)
+def test_text_line_holds_no_control_character(start_log, put_in, written):
+    lines = start_log("info", "text")
+    logging.getLogger("eoseek.api").warning("GET %s failed", put_in)
+
+    (line,) = lines()
+    assert line.endswith(f" WARNING eoseek.api: GET {written} failed")
+
+
+def test_text_traceback_cannot_be_taken_for_a_line_of_the_log(start_log):
+    lines = start_log("info", "text")
+    try:
+        raise ValueError("first\nsecond \x1b[2J")
+    except ValueError:
+        logging.getLogger("eoseek.api").exception("failed")
+
+    first, *traceback = lines()
+    assert first.endswith("ERROR   eoseek.api: failed")
+    assert traceback[-2:] == ["  ValueError: first", r"  second \x1b[2J"]
+    assert all(line.startswith("  ") for line in traceback)
+
+
 def test_json_line_of_an_exception_is_one_line():
     try:
         raise ValueError("first\nsecond")
