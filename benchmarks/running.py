@@ -42,15 +42,19 @@ class Service:
 
 @contextmanager
 def running_service(**settings: str) -> Iterator[Service]:
-    """`eoseek serve` on a free port with a store of its own; `settings` as `encoder__dtype="float32"`."""
+    """`eoseek serve` on a free port with a store of its own; `settings` as `encoder__dtype="float32"`.
+
+    Nothing else is set: keys or limits from this environment would change what is measured, or refuse it.
+    """
     with tempfile.TemporaryDirectory() as directory, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
         variables = {f"EOSEEK_{key.upper()}": value for key, value in settings.items()}
         variables |= {"EOSEEK_API__PORT": str(port), "EOSEEK_STORE__PATH": f"{directory}/store"}
+        inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("EOSEEK_")}
         process = subprocess.Popen(
-            [sys.executable, "-m", "eoseek", "serve"], env=os.environ | variables, stderr=subprocess.DEVNULL
+            [sys.executable, "-m", "eoseek", "serve"], env=inherited | variables, stderr=subprocess.DEVNULL
         )
         service = Service(f"http://127.0.0.1:{port}", process)
         try:
