@@ -291,12 +291,19 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _knows_every_variable(cls, values: Any) -> Any:
-        # a misspelt one below a group is refused there; without this a misspelt group would be ignored
+        # a misspelt one below a group is refused there; without this a misspelt group would be ignored, and so would
+        # what is below a setting that is no group
+        variables = _variables(cls, _PREFIX)
+
+        def below(name: str) -> bool:
+            """Whether a setting that is no group stands before a `__` in it."""
+            return any(name.startswith(f"{variable}__") for variable in variables)
+
         for name, value in sorted((name.upper(), value) for name, value in os.environ.items()):
             field = name.removeprefix(_PREFIX).partition("__")[0].lower()
-            is_known = name in _OTHERS or name.startswith(_TESTS) or field in cls.model_fields
+            is_known = name in _OTHERS or name.startswith(_TESTS) or (field in cls.model_fields and not below(name))
             if name.startswith(_PREFIX) and not is_known and not _SERVICE_LINK.fullmatch(f"{name}={value}"):
-                nearest = difflib.get_close_matches(name, [*_variables(cls, _PREFIX), *_OTHERS], n=1, cutoff=0)[0]
+                nearest = difflib.get_close_matches(name, [*variables, *_OTHERS], n=1, cutoff=0)[0]
                 raise ConfigurationError(f"{name} is no setting; the nearest one is {nearest}")
         return values
 

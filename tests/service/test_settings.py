@@ -12,6 +12,9 @@ from service.settings import EncoderSettings, Settings
         ("EOSEEK_LOGLEVEL", "EOSEEK_LOG_LEVEL"),
         ("EOSEEK_API_PORT", "EOSEEK_API__PORT"),
         ("EOSEEK_PORT", "EOSEEK_API__PORT"),
+        ("EOSEEK_LOG_LEVEL__X", "EOSEEK_LOG_LEVEL"),
+        ("EOSEEK_API__PORT__X", "EOSEEK_API__PORT"),
+        ("EOSEEK_API__KEYS__0", "EOSEEK_API__KEYS"),
     ],
 )
 def test_unknown_variable_is_refused_with_the_nearest_name(
