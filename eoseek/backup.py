@@ -7,9 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 
 from eoseek.client import Client
+from eoseek.terminal import NowAndThen
 from service.errors import ConfigurationError
 from service.store import backup
 
@@ -21,17 +30,19 @@ def save(client: Client, file: Path) -> backup.Manifest:
         ConfigurationError: `file` cannot be written, or what came is not whole; a file that was there is as it was.
         EoseekClientError: the service refuses, or was lost on the way.
     """
+    told = NowAndThen()
     with _bar() as bar, _beside(file) as part:
         task = bar.add_task("backup", total=None)
         with part.open("wb") as target, client.backup() as blocks:
             for block in blocks:
                 target.write(block)
+                told.tell(f"backup: {target.tell():,} bytes")
                 bar.update(task, advance=len(block))
             target.flush()
             os.fsync(target.fileno())
         bar.update(task, total=bar.tasks[task].completed)
         task = bar.add_task("check", total=backup.num_bytes(part))
-        manifest = backup.check(part, lambda size: bar.update(task, advance=size))
+        manifest = backup.check(part, _shown(bar, task, told))
         part.replace(file)
     return manifest
 
@@ -40,7 +51,18 @@ def restore(file: Path, store: Path, *, fingerprint: str | None) -> list[backup.
     """`service.store.backup.restore` behind a progress bar."""
     with _bar() as bar:
         task = bar.add_task("restore", total=backup.num_bytes(file))
-        return backup.restore(file, store, fingerprint=fingerprint, on_read=lambda size: bar.update(task, advance=size))
+        return backup.restore(file, store, fingerprint=fingerprint, on_read=_shown(bar, task, NowAndThen()))
+
+
+def _shown(bar: Progress, task: TaskID, told: NowAndThen) -> backup.Progress:
+    """What moves a bar on, and says so now and then where it is not seen."""
+
+    def on_read(num_bytes: int) -> None:
+        bar.update(task, advance=num_bytes)
+        shown = bar.tasks[task]
+        told.tell(f"{shown.description}: {shown.completed:,.0f} of {shown.total or 0:,.0f} bytes")
+
+    return on_read
 
 
 @contextlib.contextmanager

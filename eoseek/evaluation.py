@@ -8,6 +8,7 @@ from pathlib import Path
 
 from eoseek.client import Client
 from eoseek.progress import EncodingBar
+from eoseek.terminal import NowAndThen
 from service.errors import ConfigurationError
 from training.evaluation.base import Found, System, by_instruction
 from training.evaluation.beir import JudgedSet
@@ -144,6 +145,7 @@ class ServiceSystem:
         queries = judged.judged
         run: dict[str, dict[str, float]] = {}
         num_truncated = 0
+        lines = NowAndThen()
         for own, indices in by_instruction(queries):
             for batch in blocks([queries[index] for index in indices], _BATCH_SIZE):
                 answer = self._client.search_batch(
@@ -158,4 +160,5 @@ class ServiceSystem:
                 for query, hits in zip(batch, answer.results, strict=True):
                     scores = {hit.id: hit.score for hit in hits}
                     run[query.query_id] = drop_self(scores, query.query_id, top_k=self._top_k)
+                lines.tell(f"{judged.name}: {len(run):,} of {len(queries):,} queries")
         return Found(run=run, top_k=self._top_k, num_truncated_queries=num_truncated)

@@ -15,7 +15,7 @@ from eoseek.client import Client
 from eoseek.ingest import Counts, IngestOptions, Watermark, ingest_lines
 from eoseek.lines import Line, read_lines
 from eoseek.resume import ResumeState
-from eoseek.terminal import printable
+from eoseek.terminal import NowAndThen, printable
 
 
 @dataclass
@@ -95,6 +95,7 @@ class Loading:
     ) -> None:
         before = replace(self.counts)
         self.num_resumed += start.counts.read
+        told = NowAndThen()
         with self._bar() as bar:
             task = bar.add_task(name, total=total, completed=start.position, documents=start.counts.read)
 
@@ -102,6 +103,7 @@ class Loading:
                 self.counts = replace(before)
                 self.counts.add(watermark.counts)
                 bar.update(task, completed=watermark.position, documents=watermark.counts.read)
+                told.tell(f"{name}: {watermark.counts.read:,} documents")
                 keep(watermark)
 
             on_progress(start)

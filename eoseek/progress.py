@@ -1,21 +1,20 @@
 """Progress of work on a corpus in this process, on stderr."""
 
-import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_SECONDS_BETWEEN_LINES = 60.0
+from eoseek.terminal import NowAndThen
 
 
 class EncodingBar:
-    """A progress bar on stderr for each corpus that is read or encoded; where that is no terminal, a line a minute."""
+    """A progress bar on stderr for each corpus that is read or encoded; where that is no terminal, a line now and then."""
 
     def __init__(self, label: str) -> None:
         self._label = label
         self._bar: Progress | None = None
-        self._told = time.monotonic()
+        self._lines = NowAndThen()
 
     def __enter__(self) -> "EncodingBar":
         return self
@@ -38,9 +37,7 @@ class EncodingBar:
             self._bar.add_task(self._label)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done, total=total)
-        if self._bar.disable and time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
-            self._told = time.monotonic()
-            of = "" if total is None else f" of {total:,}"
-            self._bar.console.print(f"{self._label}: {done:,}{of} documents", markup=False, highlight=False)
+        of = "" if total is None else f" of {total:,}"
+        self._lines.tell(f"{self._label}: {done:,}{of} documents")
         if done == total:
             self.__exit__(None, None, None)

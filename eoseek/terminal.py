@@ -1,6 +1,8 @@
 """What goes to the terminal: notes on stderr, and texts from elsewhere without control sequences."""
 
 import sys
+import time
+from collections.abc import Callable
 
 
 def printable(text: str) -> str:
@@ -12,3 +14,19 @@ def note(text: str) -> None:
     """A note on stderr, of one line or more."""
     sys.stderr.write("\n".join(map(printable, text.split("\n"))) + "\n")
     sys.stderr.flush()
+
+
+class NowAndThen:
+    """Notes on how far long work is, where stderr is no terminal and so shows no bar: one each half minute."""
+
+    def __init__(self, *, seconds: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start counting; `seconds` pass between two notes, by `clock`."""
+        self._seconds = seconds
+        self._clock = clock
+        self._told = clock()
+
+    def tell(self, text: str) -> None:
+        """Note `text`, if it is time for a note and nobody sees a bar."""
+        if self._clock() - self._told >= self._seconds and not sys.stderr.isatty():
+            self._told = self._clock()
+            note(text)
