@@ -163,7 +163,7 @@ def test_dockerfile_runs_only_make_targets_as_another_user_than_root():
     assert all(run.split()[0] in ("make", "useradd") for run in runs)
     assert {run.split()[1] for run in runs if run.startswith("make")} <= MAKE_TARGETS
     assert DOCKERFILE.index("USER eoseek") < DOCKERFILE.index("RUN make")
-    assert "/health/ready" in DOCKERFILE
+    assert 'CMD ["python", "-m", "service.healthcheck"]' in DOCKERFILE
 
 
 @pytest.mark.parametrize("name", ["eoseek", "eoseek-qdrant"])
