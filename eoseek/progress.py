@@ -9,7 +9,7 @@ from eoseek.terminal import NowAndThen
 
 
 class EncodingBar:
-    """A progress bar on stderr for each corpus that is read or encoded; where that is no terminal, a line now and then."""
+    """A progress bar on stderr for each corpus that is read or encoded; without a terminal, a line now and then."""
 
     def __init__(self, label: str) -> None:
         self._label = label

@@ -7,7 +7,6 @@ every search is an exact scan.
 """
 
 import fcntl
-import json
 import os
 import shutil
 from pathlib import Path
