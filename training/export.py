@@ -218,9 +218,11 @@ def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
-    name = config.get("dtype") or config.get("torch_dtype") or "float32"
-    dtype: torch.dtype = getattr(torch, name)
+    """Of the weights themselves: what config.json says need not be true."""
+    from safetensors import safe_open
+
+    with safe_open(min(checkpoint.path.glob("*.safetensors")), "pt") as weights:
+        dtype: torch.dtype = weights.get_tensor(next(iter(weights.keys()))).dtype
     return dtype
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from service.encoders.adapter import merge_adapter
 from service.encoders.card import read_card
@@ -111,6 +113,23 @@ def test_adapter_records_the_vectors_of_what_is_merged(tmp_path: Path, run_dir: 
     merge_adapter(merged, tmp_path / "adapter")
     encoder = TorchEncoder(merged, pooling=base.pooling, dimension=base.dimension, row_tokens=1024)
     assert check_probes(encoder, base.contract, read_card(tmp_path / "adapter").probes) > 0.99999
+
+
+def test_adapter_s_vectors_are_of_rounded_weights_whatever_the_base_s_config_says(
+    tmp_path: Path, run_dir: Path, tiny_base: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    weights = {name: each.to(torch.bfloat16) for name, each in load_file(base / "model.safetensors").items()}
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+    export_adapter(load_tuned_model(run_dir), str(base), tmp_path / "adapter", rank=4)
+    read = load_checkpoint(str(base))
+    merged = load_model(read, dtype=torch.bfloat16, device="cpu", trust_remote_code=False).to(torch.bfloat16)
+    merge_adapter(merged, tmp_path / "adapter")
+    encoder = TorchEncoder(merged.float(), pooling=read.pooling, dimension=read.dimension, row_tokens=1024)
+    assert check_probes(encoder, read.contract, read_card(tmp_path / "adapter").probes) > 0.999999
 
 
 def test_adapter_is_read_by_peft(tmp_path: Path, make_config: MakeConfig, tiny_base: Path) -> None:
