@@ -45,7 +45,7 @@ Progress = Callable[[int], None]
 class SavedCollection(BaseModel):
     """A collection in a backup."""
 
-    name: Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=MAX_NAME_CHARS)]
+    name: Annotated[str, StringConstraints(pattern=NAME_PATTERN, min_length=1, max_length=MAX_NAME_CHARS)]
     physical_name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", max_length=200)]
     fingerprint: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+$", max_length=64)]
     dimension: Annotated[int, Field(gt=0, le=_MAX_DIMENSION)]

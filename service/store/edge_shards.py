@@ -21,9 +21,9 @@ from service.errors import ConfigurationError
 from service.paths import write_json
 from service.store.base import Filter, point_id
 from service.store.edge_filters import edge_filter, optional_edge_filter
-from service.store.points import NAME_PATTERN, physical_name, unknown_collection
+from service.store.points import PHYSICAL_PATTERN, physical_name, unknown_collection
 
-_ALIASES = TypeAdapter(dict[str, Annotated[str, StringConstraints(pattern=NAME_PATTERN)]])
+_ALIASES = TypeAdapter(dict[str, Annotated[str, StringConstraints(pattern=PHYSICAL_PATTERN)]])
 _WITHOUT_TEXT = ["id", "title", "metadata"]
 _STANDBY = ":standby"  # no collection can be called so
 

@@ -17,6 +17,7 @@ from service.store.base import CollectionInfo, Document, Embedding, Point
 MAX_METADATA_DEPTH = 16  # protobuf readers stop at 100 messages; an object inside an object is three of them
 
 NAME_PATTERN = r"^-?([A-Za-z0-9_]+-)*[A-Za-z0-9_]*$"  # without `--`: physical names have it
+PHYSICAL_PATTERN = r"^[A-Za-z0-9_-]+$"  # of directories, so nothing that leads elsewhere
 MAX_NAME_CHARS = 64
 DOCUMENT_FIELDS = ["id", "title", "text", "metadata"]
 """Of a payload: what makes the document."""
