@@ -212,7 +212,7 @@ KEY = "key-0123456789abcdef0123456789abcdef"
         ("EOSEEK_API__KEYS", f'[{{"role": "read", "key": "{KEY[:20]}"}}]', "EOSEEK_API__KEYS__0__KEY: "),
         ("EOSEEK_API__KEYS", f'[{{"role": "read", "key": "{KEY}"}}, {{"role": "admin", "key": "{KEY}"}}]', "same key"),
         ("EOSEEK_API__KEYS", KEY, "EOSEEK_API__KEYS: "),
-        ("EOSEEK_API__KEYS__0__KEY", KEY, "EOSEEK_API__KEYS: "),
+        ("EOSEEK_API__KEYS__0__KEY", KEY, "EOSEEK_API__KEYS__0__KEY is no setting"),
         ("EOSEEK_API__KEY", KEY, "EOSEEK_API__KEY: there is no such setting"),
         ("EOSEEK_STORE__APIKEY", KEY, "EOSEEK_STORE__APIKEY: there is no such setting"),
         ("EOSEEK_STORE", json.dumps({"token": KEY}), "EOSEEK_STORE__TOKEN: there is no such setting"),
