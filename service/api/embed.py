@@ -36,7 +36,7 @@ async def embed_texts(
     tokenize = tokenizer_for(
         services.checkpoint, texts, body.kind, instruction=body.instruction, truncate=body.truncate
     )
-    embedded = await embed(request, services, services.batcher, body.kind, tokenize)
+    embedded = await embed(request, services, services.served.main, body.kind, tokenize)
     embeddings = cut_dimensions(embedded.embeddings, body.dimensions)
     return json_response(
         {

@@ -12,10 +12,10 @@ from fastapi import Request, Response
 from pydantic_core import to_json
 
 from service.api.services import Services
-from service.batching.batcher import Batcher
 from service.encoders.base import Embeddings
 from service.encoders.checkpoint import Checkpoint
 from service.encoders.prompt import Tokenized
+from service.ingest.served import ServedCheckpoint
 from service.schemas import EncodingFormat, Kind
 
 
@@ -42,15 +42,21 @@ def tokenizer_for(
 
 
 async def embed(
-    request: Request, services: Services, batcher: Batcher, kind: Kind, tokenize: Callable[[], Tokenized]
+    request: Request, services: Services, served: ServedCheckpoint, kind: Kind, tokenize: Callable[[], Tokenized]
 ) -> Embedded:
-    """Tokenize off the event loop, then encode in the lane of `kind` before the request's deadline."""
+    """Tokenize off the event loop, then encode in the lane of `kind` before the request's deadline.
+
+    Only queries come again: a document that did not change is not even sent here.
+    """
     started = time.monotonic()
     tokenized = await asyncio.to_thread(tokenize)
     tokenize_seconds = time.monotonic() - started
     services.metrics.observe_stage("tokenize", tokenize_seconds)
     services.metrics.count_truncated(len(tokenized.truncated))
-    encoded = await batcher.submit(tokenized.token_ids, lane=kind, deadline=request.state.deadline)
+    if kind == "query":
+        encoded = await served.queries.submit(tokenized.token_ids, deadline=request.state.deadline)
+    else:
+        encoded = await served.batcher.submit(tokenized.token_ids, lane=kind, deadline=request.state.deadline)
     return Embedded(
         embeddings=encoded.embeddings,
         tokenized=tokenized,

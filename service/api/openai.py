@@ -45,7 +45,7 @@ async def create_embeddings(
         if token_ids
         else tokenizer_for(services.checkpoint, texts, kind, instruction=instruction, truncate=False)
     )
-    embedded = await embed(request, services, services.batcher, kind, tokenize)
+    embedded = await embed(request, services, services.served.main, kind, tokenize)
     rows = on_wire(cut_dimensions(embedded.embeddings, body.dimensions), body.encoding_format)
     num_tokens = embedded.tokenized.num_tokens
     return json_response(

@@ -117,7 +117,7 @@ def test_request_client_gone_while_it_waits_cancels_the_work():
             exchange.hang_up()
             await exchange.done
             assert exchange.status is None
-            assert not app.state.services.batcher._requests
+            assert not app.state.services.served.main.batcher._requests
             labels = {"route": "/embed", "method": "POST", "status": "499"}
             assert app.state.services.metrics.registry.get_sample_value("eoseek_requests_total", labels) == 1
 
@@ -143,7 +143,7 @@ def test_request_over_its_deadline_gets_503_and_leaves_the_queue():
             await exchange.done
             assert (exchange.status, exchange.problem()["code"]) == (503, "deadline_exceeded")
             assert int(exchange.headers["retry-after"]) >= 1
-            assert not app.state.services.batcher._requests
+            assert not app.state.services.served.main.batcher._requests
 
     run(body)
 
