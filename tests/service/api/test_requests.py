@@ -161,10 +161,11 @@ def test_request_timeout_is_bounded_by_the_setting():
 def test_request_to_a_full_queue_gets_429_with_retry_after_and_the_others_are_served():
     async def body():
         async with gated_app(max_queue_tokens=10) as (app, encoder):
-            text = json.dumps({"inputs": "123456789", "kind": "query"}).encode()  # 10 tokens
-            exchanges = [start(app, body=text)]
+            # 10 tokens each; equal ones would share a computation
+            texts = [json.dumps({"inputs": str(123456789 + i), "kind": "query"}).encode() for i in range(5)]
+            exchanges = [start(app, body=texts[0])]
             batch = await encoder.waiting.get()
-            exchanges += [start(app, body=text) for _ in range(4)]
+            exchanges += [start(app, body=text) for text in texts[1:]]
             await asyncio.wait([each.done for each in exchanges], return_when=asyncio.FIRST_COMPLETED)
             refused = next(each for each in exchanges if each.done.done())
             assert (refused.status, refused.problem()["code"]) == (429, "overloaded")
