@@ -3,8 +3,7 @@
 `Service.attempts` is a generator that asks its driver for an attempt or a pause, so that the sync and the async client
 differ in how they do these two and in nothing else. It waits where waiting helps: 429 and 503 are tried again as
 `Retry-After` says (a deadline that passed only for ingestion, where nobody waits), a lost connection with growing
-pauses. A service that was never reached is reported at once, since
-it is most likely not running.
+pauses. A service that was never reached is reported at once, since it is most likely not running.
 """
 
 import itertools
