@@ -44,12 +44,14 @@ class Service:
 def running_service(**settings: str) -> Iterator[Service]:
     """`eoseek serve` on a free port with a store of its own; `settings` as `encoder__dtype="float32"`.
 
-    Nothing else is set: keys or limits from this environment would change what is measured, or refuse it.
+    Nothing else is set: keys or limits from this environment would change what is measured, or refuse it. The cache of
+    queries is off, since what is measured is their encoding.
     """
     with tempfile.TemporaryDirectory() as directory, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
+        settings = {"batching__cache_bytes": "0"} | settings
         variables = {f"EOSEEK_{key.upper()}": value for key, value in settings.items()}
         variables |= {"EOSEEK_API__PORT": str(port), "EOSEEK_STORE__PATH": f"{directory}/store"}
         inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("EOSEEK_")}

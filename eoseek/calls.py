@@ -2,12 +2,13 @@
 
 `Service.attempts` is a generator that asks its driver for an attempt or a pause, so that the sync and the async client
 differ in how they do these two and in nothing else. It waits where waiting helps: 429 and 503 are tried again as
-`Retry-After` says, a lost connection with growing pauses. A service that was never reached is reported at once, since
-it is most likely not running.
+`Retry-After` says (a deadline that passed only for ingestion, where nobody waits), a lost connection with growing
+pauses. A service that was never reached is reported at once, since it is most likely not running.
 """
 
 import itertools
 import random
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypedDict, TypeVar
@@ -19,11 +20,14 @@ from eoseek.answers import EmbedAnswer, EoseekClientError, Hit, IngestAnswer, Js
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 _RETRIED_STATUSES = frozenset({429, 503})
+_TOO_SLOW = "deadline_exceeded"  # took as long as an answer may; the next attempt most likely will
 _MAX_PAUSE_SECONDS = 10.0
 
 _T = TypeVar("_T")
 # None wants an attempt, whose outcome is sent in; a number wants a pause of so many seconds
 Attempts = Generator[float | None, httpx.Response | Exception | None, _T]
+# told before each pause: its seconds, and the error that another attempt may heal
+OnWait = Callable[[float, EoseekClientError], object]
 
 
 class SearchOptions(TypedDict, total=False):
@@ -80,12 +84,16 @@ class ReindexOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Call(Generic[_T]):
-    """One request; `arguments` are those of httpx, `read` takes the JSON of the answer, None where it is empty."""
+    """One request; `arguments` are those of httpx, `read` takes the JSON of the answer, None where it is empty.
+
+    `is_patient` tries again also where the service ran into its own deadline, for work that nobody waits for.
+    """
 
     method: str
     path: str
     read: Callable[[Any], _T]
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    is_patient: bool = False
 
 
 def info() -> Call[Json]:
@@ -130,7 +138,7 @@ def ingest(ndjson: bytes, *, collection: str | None, truncate: bool) -> Call[Ing
         "params": _given(collection=collection, truncate="true" if truncate else None),
         "headers": {"Content-Type": "application/x-ndjson"},
     }
-    return Call(method="POST", path="/documents", read=_ingest_answer, arguments=arguments)
+    return Call(method="POST", path="/documents", read=_ingest_answer, arguments=arguments, is_patient=True)
 
 
 def get_document(document_id: str, *, collection: str | None) -> Call[Json]:
@@ -179,11 +187,21 @@ def describe_reindex(name: str) -> Call[Json]:
 class Service:
     """One service as a client knows it: its address, its key, whether it was ever reached."""
 
-    def __init__(self, url: str, *, api_key: str | None, retry_seconds: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None,
+        retry_seconds: float,
+        on_wait: OnWait | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Raises EoseekClientError: `url` is not an http address, or `api_key` cannot stand in a header."""
         self.url = url.rstrip("/")
         self.is_closed = False
         self._retry_seconds = retry_seconds
+        self._on_wait = on_wait
+        self._clock = clock
         self._was_reached = False
         if not self.url.startswith(("http://", "https://")):
             raise EoseekClientError(None, "configuration", f"{url!r} is not a url such as {DEFAULT_URL}")
@@ -197,18 +215,26 @@ class Service:
 
     def attempts(self, call: Call[_T]) -> Attempts[_T]:
         """Makes one call, and returns its answer."""
-        waited_seconds = 0.0
+        first_failed: float | None = None
         for attempt in itertools.count():
             response, failure = self._outcome((yield None))
             if response is not None and response.is_success:
                 return self._answer(call, response)
+            first_failed = self._clock() if first_failed is None else first_failed
             pause = _pause_seconds(attempt, response)
-            may_heal = self._was_reached if response is None else response.status_code in _RETRIED_STATUSES
-            if self.is_closed or not may_heal or waited_seconds + pause > self._retry_seconds:
-                raise self.unreachable(failure) if response is None else problem(response)
+            error = self.unreachable(failure) if response is None else problem(response)
+            ends = self._clock() - first_failed + pause
+            if self.is_closed or not self._may_heal(call, error) or ends > self._retry_seconds:
+                raise error
+            if self._on_wait is not None:
+                self._on_wait(pause, error)
             yield pause
-            waited_seconds += pause
         raise AssertionError("the attempts are endless")
+
+    def _may_heal(self, call: Call[_T], error: EoseekClientError) -> bool:
+        if error.status is None:
+            return self._was_reached
+        return error.status in _RETRIED_STATUSES and (call.is_patient or error.code != _TOO_SLOW)
 
     def _outcome(self, outcome: httpx.Response | Exception | None) -> tuple[httpx.Response | None, Exception | None]:
         if isinstance(outcome, httpx.Response):

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from eoseek.corpus.cli import app as corpus_app
-from eoseek.terminal import note, printable
+from eoseek.terminal import WaitNotes, note, printable
 from service.errors import ConfigurationError, EoseekError
 from training.cli import app as training_app
 
@@ -64,7 +65,8 @@ Instruction = Annotated[str | None, typer.Option(help="The task in a sentence; d
 BatchSize = Annotated[int, typer.Option("--batch", min=1, max=10_000, help="Documents in one request.")]
 Concurrency = Annotated[int, typer.Option(min=1, max=64, help="Requests under way at once.")]
 Truncate = Annotated[bool, typer.Option(help="Cut texts over the model's length instead of refusing them.")]
-_INGEST_RETRY_SECONDS = 120.0
+_INGEST_RETRY_SECONDS = 600.0  # some attempts, also where each takes the service's 120 s
+_MAX_NAMES = 20
 
 
 def main() -> None:
@@ -138,8 +140,10 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Search a collection."""
+    if not text:
+        raise ConfigurationError("the query is empty; write what to look for: eoseek search 'merge two sorted lists'")
     conditions = _json_object(filter) if filter else None
-    with _client(url, api_key) as client:
+    with _client(url, api_key) as client, _naming_collections(client):
         hits = client.search(text, collection=collection, instruction=instruction, top_k=top_k, filter=conditions)
     _print_json_lines(hits) if as_json else _print_hits(hits)
 
@@ -373,7 +377,24 @@ def _refused_setting(error: "ErrorDetails") -> str:
 def _client(url: str, api_key: str | None, *, retry_seconds: float = 30.0) -> "Client":
     from eoseek.client import Client
 
-    return Client(url, api_key=api_key, retry_seconds=retry_seconds)
+    return Client(url, api_key=api_key, retry_seconds=retry_seconds, on_wait=WaitNotes().tell)
+
+
+@contextmanager
+def _naming_collections(client: "Client") -> Iterator[None]:
+    """Adds the collections that there are to the error for one that is not."""
+    from eoseek.client import EoseekClientError
+
+    try:
+        yield
+    except EoseekClientError as error:
+        if error.code != "not_found":
+            raise
+        with suppress(EoseekClientError):  # a key may admit to fewer calls
+            names = [each["name"] for each in client.list_collections()]
+            shown = ", ".join(sorted(names)[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
+            error.args = (f"{error.detail}; there is: {shown or 'none'}",)
+        raise
 
 
 def _load(

@@ -6,6 +6,7 @@ documents is cut into requests. Price: the list of methods stands here twice, a 
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -16,7 +17,7 @@ import httpx
 
 from eoseek import calls
 from eoseek.answers import EmbedAnswer, EoseekClientError, Hit, IngestAnswer, Json, LineFailure, SearchAnswer
-from eoseek.calls import DEFAULT_URL, Call, EmbedOptions, ReindexOptions, SearchOptions, Service
+from eoseek.calls import DEFAULT_URL, Call, EmbedOptions, OnWait, ReindexOptions, SearchOptions, Service
 from eoseek.ingest import (
     Counts,
     DocumentFailure,
@@ -64,21 +65,25 @@ class Client:
         retry_seconds: float = 30.0,
         timeout_seconds: float = 300.0,
         transport: httpx.BaseTransport | None = None,
+        on_wait: OnWait | None = None,
         sleep: Callable[[float], object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Opens no connection yet.
 
         Args:
             url: where the service listens, without a path.
             api_key: sent with every call; None where the service asks for none.
-            retry_seconds: most time spent waiting between the attempts of one call; 0 never retries.
+            retry_seconds: how long after the first failure of a call another attempt may begin; 0 never retries.
             timeout_seconds: limit of one attempt; longer than the service's own, so that its error is seen.
             transport: replaces the network, for tests.
+            on_wait: told of each pause before it: seconds, and the error that another attempt may heal.
             sleep: replaces the pauses between attempts, for tests.
+            clock: replaces the clock of `retry_seconds`, for tests.
         Raises:
             EoseekClientError: `url` is not an http address, or `api_key` cannot stand in a header.
         """
-        self._service = Service(url, api_key=api_key, retry_seconds=retry_seconds)
+        self._service = Service(url, api_key=api_key, retry_seconds=retry_seconds, on_wait=on_wait, clock=clock)
         self._closed = threading.Event()
         self._sleep = sleep or self._closed.wait
         timeout = httpx.Timeout(timeout_seconds, connect=_CONNECT_SECONDS)
@@ -232,10 +237,12 @@ class AsyncClient:
         retry_seconds: float = 30.0,
         timeout_seconds: float = 300.0,
         transport: httpx.AsyncBaseTransport | None = None,
+        on_wait: OnWait | None = None,
         sleep: Callable[[float], Awaitable[object]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """As `Client`."""
-        self._service = Service(url, api_key=api_key, retry_seconds=retry_seconds)
+        self._service = Service(url, api_key=api_key, retry_seconds=retry_seconds, on_wait=on_wait, clock=clock)
         self._closed = asyncio.Event()
         self._sleep = sleep or self._wait
         timeout = httpx.Timeout(timeout_seconds, connect=_CONNECT_SECONDS)

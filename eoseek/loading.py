@@ -15,7 +15,7 @@ from eoseek.client import Client
 from eoseek.ingest import Counts, IngestOptions, Watermark, ingest_lines
 from eoseek.lines import Line, read_lines
 from eoseek.resume import ResumeState
-from eoseek.terminal import NowAndThen, printable
+from eoseek.terminal import NowAndThen, note, printable
 
 
 @dataclass
@@ -48,6 +48,8 @@ class Loading:
         """Loads the standard library's docstrings."""
         self._create_collection()
         documents = demo.standard_library_documents()
+        if not self._console.is_terminal:  # where a bar would show how many there are
+            note(f"indexing {len(documents):,} documents of the standard library")
         lines = (
             Line(number, json.dumps(document.as_json()).encode(), number)
             for number, document in enumerate(documents, start=1)

@@ -16,6 +16,22 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
+class WaitNotes:
+    """Says that a call is made again and why, at most once in ten seconds: under load ingestion waits all the time."""
+
+    def __init__(self, *, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        """`seconds` pass between two notes, by `clock`."""
+        self._seconds = seconds
+        self._clock = clock
+        self._told = float("-inf")
+
+    def tell(self, pause: float, error: Exception) -> None:
+        """Note a pause of so many seconds after `error`, if it is time for a note."""
+        if self._clock() - self._told >= self._seconds:
+            self._told = self._clock()
+            note(f"trying again in {pause:.1f} s: {error}")
+
+
 class NowAndThen:
     """Notes on how far long work is, where stderr is no terminal and so shows no bar: one each half minute."""
 

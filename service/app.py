@@ -34,6 +34,7 @@ from service.api.keys import Keyring
 from service.api.middleware import REQUEST_ID_HEADER, RequestMiddleware
 from service.api.services import CollectionGate, Services
 from service.batching.batcher import Batcher
+from service.batching.cache import EmbeddingCache, SharedQueries
 from service.encoders.base import AsyncEncoder
 from service.encoders.checkpoint import Checkpoint, load_checkpoint
 from service.encoders.remote_encoder import RemoteEncoder
@@ -167,7 +168,9 @@ async def _running(
             store = metered(store, metrics)
             await _start_both(stack, encoder, store)
             guarded_store, guard = guarded(store)
-            assemble = partial(_assemble, settings, metrics, store=store, guarded_store=guarded_store)
+            num_bytes = settings.batching.cache_bytes
+            cache = EmbeddingCache(num_bytes, metrics=metrics) if num_bytes else None
+            assemble = partial(_assemble, settings, metrics, cache=cache, store=store, guarded_store=guarded_store)
             served = ServedCheckpoints(
                 assemble(checkpoint, encoder),
                 assemble=assemble,
@@ -201,6 +204,7 @@ def _assemble(
     checkpoint: Checkpoint,
     encoder: AsyncEncoder,
     *,
+    cache: EmbeddingCache | None,
     store: Store,
     guarded_store: Store,
 ) -> ServedCheckpoint:
@@ -216,6 +220,7 @@ def _assemble(
         checkpoint=checkpoint,
         encoder=encoder,
         batcher=batcher,
+        queries=SharedQueries(batcher, cache, fingerprint=checkpoint.fingerprint, metrics=metrics),
         pipeline=pipeline(store=guarded_store, metrics=metrics),
         # what is copied was counted when it came in
         copier=pipeline(store=store, metrics=Metrics(CollectorRegistry())),

@@ -4,7 +4,7 @@ Every message states the value, the limit and the way out. Child processes send 
 `error_from_code` builds it again on the other side.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class EoseekError(Exception):
@@ -21,6 +21,10 @@ class EoseekError(Exception):
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
         self.extra = extra or {}
+
+    def copy(self) -> Self:
+        """The same error for another caller, without a traceback. Not for `AccessError`, whose arguments differ."""
+        return type(self)(self.detail, retry_after_seconds=self.retry_after_seconds, extra=self.extra)
 
 
 class ConfigurationError(EoseekError):

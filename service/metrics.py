@@ -64,6 +64,16 @@ class Metrics:
         self._encode_failures = Counter(
             "eoseek_encode_failures", "Batches or requests whose encoding failed.", ["reason"], registry=registry
         )
+        self._cached_queries = Counter(
+            "eoseek_cached_queries",
+            "Queries by how they got their embedding: from the cache, by the encoder, or by a computation under way.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._cache_evictions = Counter(
+            "eoseek_query_cache_evictions", "Embeddings that made room for newer ones.", registry=registry
+        )
+        self._cache_bytes = Gauge("eoseek_query_cache_bytes", "Memory that kept embeddings take up.", registry=registry)
         self._upstream_calls = Counter(
             "eoseek_upstream_calls", "Batches sent to an upstream.", ["upstream", "outcome"], registry=registry
         )
@@ -130,6 +140,7 @@ class Metrics:
             self._worker_restarts.labels(child)
         self.set_reindexes({}, 0)
         self.count_documents()
+        self.count_cached_queries()
 
     def observe_request(self, *, route: str, method: str, status: int, seconds: float) -> None:
         """Count a finished request; `route` is the template, never the path."""
@@ -192,6 +203,19 @@ class Metrics:
     def count_encode_failure(self, reason: EncodeFailure) -> None:
         """A batch that raised, or a request with an embedding that was refused."""
         self._encode_failures.labels(reason).inc()
+
+    def count_cached_queries(self, *, hit: int = 0, miss: int = 0, shared: int = 0) -> None:
+        """Texts of a request by how they get their embedding; those that the batcher turned away are not counted."""
+        for outcome, number in {"hit": hit, "miss": miss, "shared": shared}.items():
+            self._cached_queries.labels(outcome).inc(number)
+
+    def count_query_cache_eviction(self) -> None:
+        """An embedding left the cache for others."""
+        self._cache_evictions.inc()
+
+    def watch_query_cache(self, num_bytes: Callable[[], int]) -> None:
+        """Ask at each scrape what the cache takes up."""
+        self._cache_bytes.set_function(num_bytes)
 
     def watch_upstreams(self, number: int, is_serving: Callable[[int], bool]) -> None:
         """Ask at each scrape which of the upstreams serve; they are named by their place in the settings."""

@@ -242,6 +242,12 @@ class BatchingSettings(Group):
         gt=0,
         description="Age at which a waiting document batch goes before queries, so that ingestion never starves.",
     )
+    cache_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="Memory for embeddings of recent queries, bytes; 64 MiB hold 25,000 of 576 numbers. 0 encodes "
+        "every query, also one that is under way already.",
+    )
 
 
 class StoreSettings(Group):

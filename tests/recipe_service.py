@@ -18,7 +18,7 @@ from service.encoders.base import Embeddings, TokenIds
 from service.encoders.prompt import Frame, TokenContract
 from service.encoders.worker import LocalEncoder
 from service.server import serve
-from service.settings import ApiSettings, Settings, StoreSettings
+from service.settings import ApiSettings, BatchingSettings, Settings, StoreSettings
 from service.store.memory import MemoryStore
 from tests.service.api.parts import byte_tokenizer, tiny_checkpoint
 
@@ -51,7 +51,11 @@ class WordEncoder:
 
 def main() -> int:
     contract = TokenContract(byte_tokenizer(), Frame(), max_length=2000, eos_ids=[256])
-    settings = Settings(api=ApiSettings(port=0, drain_seconds=1), store=StoreSettings(kind="memory"))
+    settings = Settings(
+        api=ApiSettings(port=0, drain_seconds=1),
+        batching=BatchingSettings(cache_bytes=0),  # each recipe's query is seen
+        store=StoreSettings(kind="memory"),
+    )
     app = create_app(
         settings,
         checkpoint=replace(tiny_checkpoint(), contract=contract, dimension=DIMENSION),

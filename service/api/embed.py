@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Request, Response
 from fastapi.openapi.models import Example
 
 from service.api.bodies import JsonRoute
-from service.api.encoding import cut_dimensions, embed, json_response, on_wire, tokenizer_for
+from service.api.encoding import cut_dimensions, embed, on_wire, tokenizer_for, vectors_response
 from service.api.limits import check_dimensions, check_instruction, check_texts
 from service.api.problems import problems
 from service.api.services import ServicesDep
@@ -36,9 +36,9 @@ async def embed_texts(
     tokenize = tokenizer_for(
         services.checkpoint, texts, body.kind, instruction=body.instruction, truncate=body.truncate
     )
-    embedded = await embed(request, services, services.batcher, body.kind, tokenize)
+    embedded = await embed(request, services, services.served.main, body.kind, tokenize)
     embeddings = cut_dimensions(embedded.embeddings, body.dimensions)
-    return json_response(
+    return vectors_response(
         {
             "embeddings": on_wire(embeddings, body.encoding_format),
             "model": services.checkpoint.name,

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Request, Response
 from fastapi.openapi.models import Example
 
 from service.api.bodies import JsonRoute
-from service.api.encoding import cut_dimensions, embed, json_response, on_wire, tokenizer_for
+from service.api.encoding import cut_dimensions, embed, on_wire, tokenizer_for, vectors_response
 from service.api.limits import check_count, check_dimensions, check_instruction, check_texts
 from service.api.problems import problems
 from service.api.services import ServicesDep
@@ -45,10 +45,10 @@ async def create_embeddings(
         if token_ids
         else tokenizer_for(services.checkpoint, texts, kind, instruction=instruction, truncate=False)
     )
-    embedded = await embed(request, services, services.batcher, kind, tokenize)
+    embedded = await embed(request, services, services.served.main, kind, tokenize)
     rows = on_wire(cut_dimensions(embedded.embeddings, body.dimensions), body.encoding_format)
     num_tokens = embedded.tokenized.num_tokens
-    return json_response(
+    return vectors_response(
         {
             "object": "list",
             "data": [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)],

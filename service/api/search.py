@@ -47,7 +47,7 @@ async def search(
     collection = await services.collections.check(caller.check(services.name_of(body.collection)))
     served = collection.served
     tokenize = tokenizer_for(served.checkpoint, texts, "query", instruction=body.instruction, truncate=body.truncate)
-    embedded = await embed(request, services, served.batcher, "query", tokenize)
+    embedded = await embed(request, services, served, "query", tokenize)
     search_started = time.monotonic()
     hits = await services.store.search_batch(collection.physical_name, embedded.embeddings, options)
     search_seconds = time.monotonic() - search_started

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.batching.batcher import Batcher
 from service.encoders.base import AsyncEncoder
 from service.encoders.checkpoint import Checkpoint
 from service.ingest.reindex import Reindexer
@@ -71,7 +70,7 @@ class CollectionGate:
 
 @dataclass(kw_only=True)
 class Services:
-    """The parts of one running app; checkpoint, encoder and batcher are the configured checkpoint's."""
+    """The parts of one running app; checkpoint and encoder are the configured ones."""
 
     settings: Settings
     served: ServedCheckpoints
@@ -89,11 +88,6 @@ class Services:
     def encoder(self) -> AsyncEncoder:
         """Of the configured checkpoint."""
         return self.served.main.encoder
-
-    @property
-    def batcher(self) -> Batcher:
-        """Of the configured checkpoint."""
-        return self.served.main.batcher
 
     def name_of(self, collection: str | None) -> str:
         """The name that a request gave, or that of the default collection."""

@@ -7,7 +7,8 @@ takes what still waits of it out of its lane, so that nothing is encoded that no
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -38,6 +39,8 @@ from service.settings import BatchingSettings
 
 log = logging.getLogger(__name__)
 
+# told of each batch: the first text's index, rows of shape (num_texts, dimension), when the encoder took it up
+OnRows = Callable[[int, Embeddings, float], None]
 _NUM_AHEAD = 1  # a batch beside those that run, so that the encoder never waits for us
 
 
@@ -51,8 +54,8 @@ class Encoded:
 
 
 @dataclass(eq=False, kw_only=True)
-class _Request:
-    """A submitted request; hashed by identity."""
+class BatcherRequest:
+    """An admitted request; hashed by identity. Its future is the result, and is cancelled by `Batcher.withdraw`."""
 
     token_ids: Sequence[TokenIds]
     lengths: list[int]
@@ -60,12 +63,14 @@ class _Request:
     arrived: float
     embeddings: Embeddings
     future: asyncio.Future[Encoded]
+    on_rows: OnRows | None = None
     num_taken: int = 0
     num_done: int = 0
     started: float | None = None
 
     @property
     def waiting_tokens(self) -> int:
+        """Of the texts that are in no batch yet."""
         return sum(self.lengths[self.num_taken :])
 
 
@@ -73,22 +78,22 @@ class _Request:
 class _Lane:
     """Requests with waiting texts, in order of arrival, and the speed at which the lane is encoded."""
 
-    requests: dict[_Request, None] = field(default_factory=dict)
+    requests: dict[BatcherRequest, None] = field(default_factory=dict)
     num_tokens: int = 0
     speed: Speed = field(default_factory=Speed)
 
-    def add(self, request: _Request) -> None:
+    def add(self, request: BatcherRequest) -> None:
         self.requests[request] = None
         self.num_tokens += request.waiting_tokens
 
-    def take(self, plan: Plan[_Request]) -> None:
+    def take(self, plan: Plan[BatcherRequest]) -> None:
         for each in plan.slices:
             each.request.num_taken = each.stop
             if each.stop == len(each.request.lengths):
                 del self.requests[each.request]
         self.num_tokens -= plan.num_tokens
 
-    def discard(self, request: _Request) -> None:
+    def discard(self, request: BatcherRequest) -> None:
         if request in self.requests:
             del self.requests[request]
             self.num_tokens -= request.waiting_tokens
@@ -126,8 +131,8 @@ class Batcher:
         self._lanes: dict[Lane, _Lane] = {"query": _Lane(), "document": _Lane()}
         self._reported: dict[Lane, tuple[int, int]] = dict.fromkeys(self._lanes, (0, 0))
         self._unwatch = [metrics.watch_queue(lane, partial(self._age_seconds, lane)) for lane in self._lanes]
-        self._requests: set[_Request] = set()  # admitted and not ended
-        self._in_flight: dict[asyncio.Task[None], Plan[_Request]] = {}
+        self._requests: set[BatcherRequest] = set()  # admitted and not ended
+        self._in_flight: dict[asyncio.Task[None], Plan[BatcherRequest]] = {}
         self._document_served = float("-inf")
         self._last_finished = float("-inf")
         self._is_accepting = False
@@ -168,30 +173,48 @@ class Batcher:
         """
         if not token_ids:
             return Encoded(embeddings=self._rows(0), queue_seconds=0.0, encode_seconds=0.0)
-        request = self._admit(token_ids, lane)
-        self._requests.add(request)
+        request = self.admit(token_ids, lane=lane)
+        try:
+            async with self.until(deadline):
+                encoded = await request.future
+        finally:
+            self.withdraw(request)
+        self.observe_times(encoded, num_tokens=sum(request.lengths))
+        return encoded
+
+    @asynccontextmanager
+    async def until(self, deadline: float | None) -> AsyncIterator[None]:
+        """Ends what waits for embeddings at its deadline. Raises DeadlineExceededError, and counts it."""
         try:
             async with asyncio.timeout(None if deadline is None else deadline - self._clock()):
-                encoded = await request.future
+                yield
         except TimeoutError:
             self._metrics.count_rejection("deadline")
             raise DeadlineExceededError(
                 "the deadline passed before the texts were encoded; allow more time or send fewer"
             ) from None
-        finally:
-            self._requests.discard(request)
-            self._lanes[lane].discard(request)
-            self._report_queue(lane)
+
+    def observe_times(self, encoded: Encoded, *, num_tokens: int) -> None:
+        """Tell the metrics, and the current request's trace, of a wait that ends now."""
         now = self._clock()
         self._metrics.observe_stage("queue", encoded.queue_seconds, ended=now - encoded.encode_seconds)
-        self._metrics.observe_stage("encode", encoded.encode_seconds, ended=now, num_tokens=sum(request.lengths))
-        return encoded
+        self._metrics.observe_stage("encode", encoded.encode_seconds, ended=now, num_tokens=num_tokens)
 
-    def _admit(self, token_ids: Sequence[TokenIds], lane: Lane) -> _Request:
+    def admit(self, token_ids: Sequence[TokenIds], *, lane: Lane, on_rows: OnRows | None = None) -> BatcherRequest:
+        """Put one or more texts in the queue, at once. Whoever calls this calls `withdraw` in the end.
+
+        Args:
+            token_ids: as in `submit`.
+            lane: as in `submit`.
+            on_rows: called on the event loop for each batch with texts of this request, also after `withdraw`; must
+                return at once. Its rows are finite, and the caller's only until it returns.
+        Raises:
+            InvalidInputError, OverloadedError, NotReadyError: as `submit`.
+        """
         if not self._is_accepting:
             self._metrics.count_rejection("stopping")
             raise NotReadyError("the service is starting or shutting down; send the request again")
-        lengths = self._check_lengths(token_ids)
+        lengths = self.check_lengths(token_ids)
         queue = self._lanes[lane]
         if not is_admitted(sum(lengths), queue.num_tokens, self._limits.max_queue_tokens):
             self._metrics.count_rejection("queue_full")
@@ -200,20 +223,30 @@ class Batcher:
                 f"the limit is {self._limits.max_queue_tokens}; try again later or send less at once",
                 retry_after_seconds=retry_after_seconds(queue.num_tokens, queue.speed.tokens_per_second),
             )
-        request = _Request(
+        request = BatcherRequest(
             token_ids=token_ids,
             lengths=lengths,
             lane=lane,
             arrived=self._clock(),
             embeddings=self._rows(len(lengths)),
             future=asyncio.get_running_loop().create_future(),
+            on_rows=on_rows,
         )
+        self._requests.add(request)
         queue.add(request)
         self._report_queue(lane)
         self._schedule_pump()
         return request
 
-    def _check_lengths(self, token_ids: Sequence[TokenIds]) -> list[int]:
+    def withdraw(self, request: BatcherRequest) -> None:
+        """Forget a request and what still waits of it; one that has ended is left as it is."""
+        self._requests.discard(request)
+        self._lanes[request.lane].discard(request)
+        self._report_queue(request.lane)
+        request.future.cancel()
+
+    def check_lengths(self, token_ids: Sequence[TokenIds]) -> list[int]:
+        """Tokens of each text. Raises InvalidInputError for an empty text, or one over the batch budget."""
         lengths = [len(ids) for ids in token_ids]
         for index, length in enumerate(lengths):
             if not 0 < length <= self._limits.max_batch_tokens:
@@ -254,7 +287,7 @@ class Batcher:
             self._in_flight[task] = plan
             task.add_done_callback(self._on_executed)
 
-    def _plan(self) -> Plan[_Request] | None:
+    def _plan(self) -> Plan[BatcherRequest] | None:
         now = self._clock()
         # counted from the end of a batch: one that takes long would leave the next already old, and queries no turn
         is_served_now = any(plan.lane == "document" for plan in self._in_flight.values())
@@ -273,7 +306,7 @@ class Batcher:
             self._document_served = self._clock()
         self._schedule_pump()
 
-    async def _execute(self, plan: Plan[_Request], *, is_ahead: bool) -> None:
+    async def _execute(self, plan: Plan[BatcherRequest], *, is_ahead: bool) -> None:
         """Encode one batch and end or advance each of its requests."""
         sent = self._clock()
         token_ids = [ids for each in plan.slices for ids in each.request.token_ids[each.start : each.stop]]
@@ -288,7 +321,7 @@ class Batcher:
         finally:
             self._last_finished = self._clock()
 
-    def _deliver(self, plan: Plan[_Request], embeddings: Embeddings, sent: float, *, is_ahead: bool) -> None:
+    def _deliver(self, plan: Plan[BatcherRequest], embeddings: Embeddings, sent: float, *, is_ahead: bool) -> None:
         expected = (plan.num_texts, self._encoder.dimension)
         if embeddings.shape != expected:
             raise EncoderError(f"the encoder gave embeddings of shape {embeddings.shape} instead of {expected}")
@@ -304,7 +337,7 @@ class Batcher:
             row += each.stop - each.start
             self._advance(each, rows, started=started, finished=finished)
 
-    def _advance(self, part: Slice[_Request], rows: Embeddings, *, started: float, finished: float) -> None:
+    def _advance(self, part: Slice[BatcherRequest], rows: Embeddings, *, started: float, finished: float) -> None:
         """Store one request's rows of a batch; end the request with its last."""
         request = part.request
         if not np.isfinite(rows).all():
@@ -315,6 +348,8 @@ class Batcher:
         request.num_done += part.stop - part.start
         if request.started is None:
             request.started = started
+        if request.on_rows is not None:
+            request.on_rows(part.start, rows, started)
         if request.num_done == len(request.lengths) and not request.future.done():
             request.future.set_result(
                 Encoded(
@@ -324,14 +359,13 @@ class Batcher:
                 )
             )
 
-    def _fail(self, plan: Plan[_Request], error: EoseekError) -> None:
+    def _fail(self, plan: Plan[BatcherRequest], error: EoseekError) -> None:
         self._metrics.count_encode_failure("error")
         for each in plan.slices:
             # one instance each: a raised one gets a traceback
-            own = type(error)(error.detail, retry_after_seconds=error.retry_after_seconds, extra=error.extra)
-            self._end(each.request, own)
+            self._end(each.request, error.copy())
 
-    def _end(self, request: _Request, error: EoseekError) -> None:
+    def _end(self, request: BatcherRequest, error: EoseekError) -> None:
         """End a request with an error and forget what still waits of it."""
         self._lanes[request.lane].discard(request)
         if not request.future.done():

@@ -110,6 +110,7 @@ def _convert(gguf: Path, path: Path, adapter: Path | None) -> None:
     from service.encoders.adapter import merge_adapter
     from service.encoders.layout import add_closing_eos, write_checkpoint
 
+    _put_bars_away()
     loaded = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModel.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).to(torch.bfloat16)
     add_closing_eos(loaded.backend_tokenizer, loaded.eos_token)
@@ -124,6 +125,16 @@ def _convert(gguf: Path, path: Path, adapter: Path | None) -> None:
         max_length=model.config.max_position_embeddings,
         card=_base_card() if adapter is None else _tuned_card(adapter),
     )
+
+
+def _put_bars_away() -> None:
+    """No progress bars of transformers: `progress` has named the step, and in a log they are heaps of broken lines."""
+    from transformers import modeling_gguf_pytorch_utils
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # it takes tqdm itself, which nothing turns off, in place of the one of `logging`
+    vars(modeling_gguf_pytorch_utils)["tqdm"] = logging.tqdm
 
 
 def _base_card() -> CheckpointCard:

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from service.batching.batcher import Batcher
+from service.batching.cache import SharedQueries
 from service.encoders.base import AsyncEncoder
 from service.encoders.checkpoint import Checkpoint
 from service.errors import ConfigurationError
@@ -22,6 +23,7 @@ class ServedCheckpoint:
     checkpoint: Checkpoint
     encoder: AsyncEncoder
     batcher: Batcher
+    queries: SharedQueries
     pipeline: IngestPipeline
     copier: IngestPipeline
 

@@ -21,6 +21,7 @@ class FakeService:
         self.requests: list[tuple[str, str, Any]] = []
         self.authorizations: list[str | None] = []  # of requests over a socket
         self.scripted: list[Answer | Exception] = []
+        self.refusals: list[Answer] = []  # one for each search
         self._lock = threading.Lock()
 
     def transport(self) -> httpx.MockTransport:
@@ -57,6 +58,8 @@ class FakeService:
             case "PUT", ["collections", name]:
                 self.collections.setdefault(name, {})
                 return 200, {}, {"name": name}
+            case "GET", ["collections"]:
+                return 200, {}, {"collections": [{"name": name} for name in self.collections]}
             case "POST", ["documents"]:
                 scripted = self.scripted.pop(0) if self.scripted else None
                 if isinstance(scripted, Exception):
@@ -65,6 +68,8 @@ class FakeService:
             case "GET", ["documents", document_id] if documents is not None and document_id in documents:
                 return 200, {}, documents[document_id]
             case "POST", ["search"]:
+                if self.refusals:
+                    return self.refusals.pop(0)
                 return self._search(json.loads(body))
             case "POST", ["embed"]:
                 inputs = json.loads(body)["inputs"]

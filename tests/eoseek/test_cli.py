@@ -62,7 +62,21 @@ def test_search_control_sequences_of_a_document_do_not_reach_the_terminal(eoseek
 
 
 def test_search_unknown_collection_is_one_line_and_exit_code_1(eoseek, url):
-    assert eoseek("search", "x", "--collection", "none", "--url", url) == (1, "", "eoseek: no collection 'none'\n")
+    expected = (1, "", "eoseek: no collection 'none'; there is: default\n")
+    assert eoseek("search", "x", "--collection", "none", "--url", url) == expected
+
+
+def test_search_empty_query_is_refused_before_it_is_sent(eoseek, url, service):
+    code, _, err = eoseek("search", "", "--url", url)
+    assert (code, service.requests) == (2, [])
+    assert err.startswith("eoseek: the query is empty; write what to look for")
+
+
+def test_search_that_waits_says_so_and_why(eoseek, url, service):
+    service.refusals = [(429, {"Retry-After": "0"}, {"code": "overloaded", "detail": "the queue is full"})]
+    code, _, err = eoseek("search", "x", "--url", url)
+    assert code == 0
+    assert err.splitlines()[0] == "trying again in 0.1 s: the queue is full"
 
 
 @pytest.mark.parametrize("filter", ["{", "[]", "3", '{"gt": NaN}', '{"a":' * 20_000])
@@ -181,6 +195,7 @@ def test_demo_indexes_the_standard_library_and_prints_a_search(eoseek, url, serv
     assert f"eoseek search 'merge two sorted lists' --collection demo --url {url}" in err
     assert f"curl -s {url}/search" in err
     num_indexed = len(service.collections["demo"])
+    assert err.startswith(f"indexing {num_indexed:,} documents")
     _, _, err = eoseek("demo", "--url", url)
     assert f"0 indexed, {num_indexed:,} unchanged" in err
 

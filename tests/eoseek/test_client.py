@@ -23,6 +23,11 @@ def client(build, service, pauses):
         yield client
 
 
+def paused(pauses):
+    """Pauses that take no time but on the clock."""
+    return {"sleep": pauses.append, "clock": lambda: sum(pauses)}
+
+
 OVERLOADED = (429, {"Retry-After": "3"}, {"code": "overloaded", "detail": "full"})
 LINE = b'{"id": "a", "text": "one"}\n'
 
@@ -103,7 +108,7 @@ def test_client_what_json_cannot_hold_is_refused(client, query, options):
 
 def test_client_waits_as_long_as_it_is_told(build, service, pauses):
     service.scripted = [(503, {"Retry-After": "60"}, {"code": "not_ready", "detail": "starting"})]
-    with build(transport=service.transport(), retry_seconds=120, sleep=pauses.append) as client:
+    with build(transport=service.transport(), retry_seconds=120, **paused(pauses)) as client:
         client.ingest(LINE)
     assert 60 <= pauses[0] <= 72
 
@@ -124,12 +129,63 @@ def test_client_overloaded_waits_as_told_and_succeeds(client, service, pauses):
 def test_client_overloaded_for_good_gives_up_within_its_budget(build, service, pauses):
     service.scripted = [OVERLOADED] * 10
     with (
-        build(transport=service.transport(), retry_seconds=10, sleep=pauses.append) as client,
+        build(transport=service.transport(), retry_seconds=10, **paused(pauses)) as client,
         pytest.raises(EoseekClientError, match="full") as caught,
     ):
         client.ingest(LINE)
     assert caught.value.status == 429
     assert sum(pauses) <= 10
+
+
+TOO_SLOW = (503, {"Retry-After": "1"}, {"code": "deadline_exceeded", "detail": "the deadline passed"})
+
+
+def test_client_slow_attempts_count_and_the_last_one_begins_within_the_limit(build, service):
+    now, began = [0.0], []
+    respond = service.transport().handler
+
+    def answer(request):
+        began.append(now[0])
+        now[0] += 20
+        return respond(request)
+
+    service.scripted = [TOO_SLOW] * 10
+    with (
+        build(
+            transport=httpx.MockTransport(answer),
+            retry_seconds=50,
+            sleep=lambda seconds: now.__setitem__(0, now[0] + seconds),
+            clock=lambda: now[0],
+        ) as client,
+        pytest.raises(EoseekClientError, match="the deadline passed"),
+    ):
+        client.ingest(LINE)
+    assert len(began) == 4  # at 0, and at about 21, 42 and 63, which is within 50 of the first failure at 20
+
+
+@pytest.mark.parametrize("call", ["search", "embed"])
+def test_client_deadline_that_passed_is_an_error_at_once_where_somebody_waits(build, pauses, call):
+    asked = []
+
+    def answer(request):
+        asked.append(request.url.path)
+        return httpx.Response(TOO_SLOW[0], headers=TOO_SLOW[1], json=TOO_SLOW[2])
+
+    with (
+        build(transport=httpx.MockTransport(answer), **paused(pauses)) as client,
+        pytest.raises(EoseekClientError, match="the deadline passed"),
+    ):
+        getattr(client, call)("a" if call == "search" else ["a"])
+    assert (asked, pauses) == ([f"/{call}"], [])
+
+
+def test_client_tells_of_each_pause_and_why(build, service, pauses):
+    told = []
+    service.scripted = [OVERLOADED, TOO_SLOW]
+    tell = lambda seconds, error: told.append((seconds, error.code))  # noqa: E731
+    with build(transport=service.transport(), on_wait=tell, **paused(pauses)) as client:
+        client.ingest(LINE)
+    assert told == list(zip(pauses, ["overloaded", "deadline_exceeded"], strict=True))
 
 
 def test_client_never_reached_service_fails_at_once_and_says_how_to_start(build, service, pauses):

@@ -1,6 +1,6 @@
 import sys
 
-from eoseek.terminal import NowAndThen
+from eoseek.terminal import NowAndThen, WaitNotes
 
 
 def tell_at(seconds):
@@ -22,3 +22,12 @@ def test_now_and_then_is_silent_on_a_terminal(capsys, monkeypatch):
     tell_at([31, 62])
 
     assert capsys.readouterr().err == ""
+
+
+def test_wait_notes_come_at_once_and_then_each_ten_seconds(capsys):
+    now = [0]
+    notes = WaitNotes(seconds=10, clock=lambda: now[0])
+    for now[0] in (0, 1, 9, 10, 19, 21):
+        notes.tell(0.25, ValueError(f"full at {now[0]}"))
+
+    assert capsys.readouterr().err.splitlines() == [f"trying again in 0.2 s: full at {each}" for each in (0, 10, 21)]

@@ -117,7 +117,7 @@ def test_request_client_gone_while_it_waits_cancels_the_work():
             exchange.hang_up()
             await exchange.done
             assert exchange.status is None
-            assert not app.state.services.batcher._requests
+            assert not app.state.services.served.main.batcher._requests
             labels = {"route": "/embed", "method": "POST", "status": "499"}
             assert app.state.services.metrics.registry.get_sample_value("eoseek_requests_total", labels) == 1
 
@@ -143,7 +143,7 @@ def test_request_over_its_deadline_gets_503_and_leaves_the_queue():
             await exchange.done
             assert (exchange.status, exchange.problem()["code"]) == (503, "deadline_exceeded")
             assert int(exchange.headers["retry-after"]) >= 1
-            assert not app.state.services.batcher._requests
+            assert not app.state.services.served.main.batcher._requests
 
     run(body)
 
@@ -161,10 +161,11 @@ def test_request_timeout_is_bounded_by_the_setting():
 def test_request_to_a_full_queue_gets_429_with_retry_after_and_the_others_are_served():
     async def body():
         async with gated_app(max_queue_tokens=10) as (app, encoder):
-            text = json.dumps({"inputs": "123456789", "kind": "query"}).encode()  # 10 tokens
-            exchanges = [start(app, body=text)]
+            # 10 tokens each; equal ones would share a computation
+            texts = [json.dumps({"inputs": str(123456789 + i), "kind": "query"}).encode() for i in range(5)]
+            exchanges = [start(app, body=texts[0])]
             batch = await encoder.waiting.get()
-            exchanges += [start(app, body=text) for _ in range(4)]
+            exchanges += [start(app, body=text) for text in texts[1:]]
             await asyncio.wait([each.done for each in exchanges], return_when=asyncio.FIRST_COMPLETED)
             refused = next(each for each in exchanges if each.done.done())
             assert (refused.status, refused.problem()["code"]) == (429, "overloaded")

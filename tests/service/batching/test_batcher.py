@@ -60,13 +60,13 @@ class Bench:
         return self.metrics.registry.get_sample_value(name, labels)
 
 
-def bench_test(**settings):
+def bench_test(*, make=Bench, **settings):
     """Run an async test with a started bench; at its end every request has ended and nothing is left."""
 
     def decorate(test):
         def run():
             async def limited():
-                bench = Bench(**settings)
+                bench = make(**settings)
                 await bench.batcher.start()
                 async with asyncio.timeout(LIMIT_SECONDS):
                     await test(bench)

