@@ -115,6 +115,11 @@ async def measure(url: str, checkpoint: Checkpoint, options: argparse.Namespace)
         for number, share in enumerate(options.shares):
             rate = share * capacity(before)
             requests = traffic(checkpoint, rate, options.documents_per_second, options.seconds, seed=number)
+            print(
+                f"{share:.0%} of {capacity(before):.1f} queries/s: {len(requests)} requests",
+                file=sys.stderr,
+                flush=True,
+            )
             measured = await send(client, requests)
             after = await calibrate(client, checkpoint, seed=number + 2)
             arrivals = [each.arrival for each in requests]
