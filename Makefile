@@ -1,11 +1,12 @@
 # make serve   a ready service with the demo collection         make test    all tests
+# make test-vllm   the tests that need vLLM, in an environment of their own      make vllm-env   that environment alone
 # make check   format, lint, types, import arrows, audit        make install the service alone, nothing started
 # make train-default   tunes the default checkpoint's adapter anew; hours, or minutes with SMOKE=1, to try the chain
 #
 # Each target does its own set-up; stamps inside the virtual environment remember what is done.
 # Variables, on the command line or in the environment:
 #   PYTHON=python3.12  PORT=9000  ENCODER=<checkpoint directory or hub name>  COLLECTION=<default collection>  ARGS=<for pytest>
-#   DATA=<folder of train/ and train-labelled/>  SMOKE=1
+#   DATA=<folder of train/ and train-labelled/>  SMOKE=1  VLLM_VENV=<its environment>
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -33,7 +34,7 @@ RECIPE_OPTIONS := --data-root $(RUNS)/data --set output=$(RUNS) $(if $(SMOKE), \
   --set document_length=64 --set evaluation.every_steps=2 --set evaluation.held_out_queries=1 \
   --set evaluation.corpus_size=24 --set logging_steps=1)
 
-.PHONY: help install install-dev model serve test check audit format training-data train-default clean
+.PHONY: help install install-dev model serve test vllm-env test-vllm check audit format training-data train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -71,6 +72,22 @@ serve: install
 
 test: install-dev model
 	$(BIN)/python -m pytest $(ARGS)
+
+# vLLM built for processors. torch first and by itself, so that it brings what its build for this machine needs
+VLLM_VENV ?= .venv-vllm
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check --no-input
+$(VLLM_VENV)/stamp: requirements-vllm.txt pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) -c requirements-vllm.txt torch
+	$(VLLM_PIP) --no-deps -r requirements-vllm.txt
+	$(VLLM_PIP) --no-deps --no-build-isolation -e .
+	@! $(VLLM_VENV)/bin/python -m pip check | grep -vE 'requires torch(audio|codec|vision)'
+	@touch $@
+
+vllm-env: $(VLLM_VENV)/stamp
+
+test-vllm: vllm-env model
+	$(VLLM_VENV)/bin/python -m pytest tests/service/encoders/test_conformance.py -k vllm $(ARGS)
 
 check: install-dev
 	$(BIN)/ruff format --check .
@@ -115,4 +132,4 @@ train-default: $(VENV)/stamps/train $(RUNS)/data/teacher/teacher.json
 	$(BIN)/eoseek export $(RUNS)/continued/$(NAME) --output $(ADAPTER) --adapter-rank 32 --base smollm2-135m-instruct
 
 clean:
-	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM_VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,7 +6,7 @@
 Starts a service with a store of its own, loads the corpus by `eoseek ingest`, fetches every document by GET and
 compares it, and judges the service by `eoseek evaluate`. Exit code 1 when a document is missing or altered, or when
 nDCG@10 is over 0.2 points from the reference's. On two cores SciFact takes the default checkpoint about half an hour
-in bfloat16.
+in bfloat16. With `--backend vllm`, run by `.venv-vllm/bin/python` (`make vllm-env`), it is vLLM that is judged.
 """
 
 import argparse
@@ -32,14 +32,17 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder in BEIR's layout")
     parser.add_argument("--reference", type=Path, required=True, help="what benchmarks.reference wrote for this set")
     parser.add_argument("--checkpoint", default="default", help="as EOSEEK_ENCODER__CHECKPOINT")
+    parser.add_argument("--backend", default="torch", choices=["torch", "vllm"], help="as EOSEEK_ENCODER__BACKEND")
     parser.add_argument("--dtype", default="auto", help="as EOSEEK_ENCODER__DTYPE")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     reference = json.loads(arguments.reference.read_text())
-    with running_service(encoder__checkpoint=arguments.checkpoint, encoder__dtype=arguments.dtype) as service:
+    settings = {name: getattr(arguments, name) for name in ("checkpoint", "backend", "dtype")}
+    with running_service(**{f"encoder__{name}": value for name, value in settings.items()}) as service:
         result = measure(service.url, arguments.data)
     if result["fingerprint"] != reference["fingerprint"]:
         parser.error(f"{arguments.reference} was made with the checkpoint {reference['fingerprint']}, not this one")
+    result["backend"] = arguments.backend
     result["reference"] = reference["metrics"]
     write_json(arguments.json, result)
     print(json.dumps(result))

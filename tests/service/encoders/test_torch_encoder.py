@@ -67,17 +67,6 @@ def test_encode_small_rows_keep_input_order() -> None:
     )
 
 
-def test_encode_gives_float32_unit_rows() -> None:
-    embeddings = encoder_of("llama").encode(random_ids(LENGTHS))
-    assert embeddings.shape == (len(LENGTHS), 32)
-    assert embeddings.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, atol=1e-6)
-
-
-def test_encode_nothing_gives_no_rows() -> None:
-    assert encoder_of("llama").encode([]).shape == (0, 32)
-
-
 @pytest.mark.parametrize("family", ["llama", "mpnet"])
 def test_encode_out_of_memory_splits_the_row(family: str) -> None:
     encoder = encoder_of(family)

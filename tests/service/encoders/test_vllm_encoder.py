@@ -1,20 +1,13 @@
-"""The vLLM encoder: what it says where vLLM is missing; where it is there, the contract on the default checkpoint."""
+"""The vLLM encoder around its engine, and what it says where vLLM is missing; test_conformance.py runs the real one."""
 
-import importlib.util
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from service.encoders.checkpoint import DEFAULT_NAME, Checkpoint, load_checkpoint
-from service.encoders.torch_encoder import load_encoder as load_torch_encoder
 from service.encoders.vllm_encoder import VllmEncoder, load_encoder
 from service.errors import ConfigurationError, EncoderError
-from service.paths import cache_dir
 from tests.checkpoints import write_tiny_checkpoint
-
-TEXTS = ["a", "merge two sorted lists", "naïve café, 检索, 🙂", "A longer text, said again and again. " * 200]
 
 
 def test_vllm_missing_is_said_with_the_way_out(tmp_path, monkeypatch):
@@ -56,32 +49,3 @@ def test_vllm_gets_token_ids_and_its_rows_become_unit_length():
 def test_vllm_row_that_is_not_finite_is_an_error(value):
     with pytest.raises(EncoderError, match="not finite"):
         VllmEncoder(FakeEngine([[value, 1.0]]), dimension=2, dtype="bfloat16").encode([(1,)])
-
-
-@pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    if importlib.util.find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed here; CONTRIBUTING says how to run this beside it")
-    if not (cache_dir() / "checkpoints" / DEFAULT_NAME).is_dir():
-        pytest.skip("the default checkpoint is not pulled; `make model` fetches it")
-    return load_checkpoint("default", max_length=2048)
-
-
-@pytest.fixture(scope="module")
-def encoder(checkpoint) -> Iterator[VllmEncoder]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-        yield load_encoder(str(checkpoint.path), max_length=checkpoint.max_length)
-
-
-@pytest.mark.integration
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # vLLM's own, of which there are many
-def test_vllm_gives_the_vectors_of_torch_in_input_order(checkpoint, encoder):
-    token_ids = checkpoint.contract.documents([("", text) for text in TEXTS], truncate=True).token_ids
-    token_ids += checkpoint.contract.queries(TEXTS, instruction="Find it", truncate=True).token_ids
-    expected = load_torch_encoder(str(checkpoint.path), dtype="float32", device="cpu").encode(token_ids)
-    encoded = encoder.encode(token_ids)
-    assert (encoded * expected).sum(axis=1).min() >= 0.995
-    np.testing.assert_allclose(np.linalg.norm(encoded, axis=1), 1.0, atol=1e-5)
-    assert encoder.encode([]).shape == (0, checkpoint.dimension)

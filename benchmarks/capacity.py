@@ -1,0 +1,256 @@
+"""How many machines, and how long queries then wait: arithmetic, simulation, and the measurement that holds them.
+
+    python -m benchmarks.capacity --plan [--documents 1e8 --queries-per-second 200 --quantization scalar ...]
+    python -m benchmarks.capacity --measure [--seconds 60] [--shares 0.3 0.6 0.8] [--documents-per-second 0]
+
+`--plan` prints the table of docs/capacity.md and the lines that lead to it. `--measure` starts a service, measures it
+idle (the time of a batch, by its tokens), sends searches at random times at shares of its capacity, and prints the p99
+that the simulation of `benchmarks.queueing` gives for the same arrivals beside the measured one. It calibrates before
+and after each load, so that a machine whose speed drifts does less harm. Exit code 1 when a p99 is over 25 % off.
+"""
+
+import argparse
+import asyncio
+import collections
+import gzip
+import json
+import math
+import random
+import statistics
+import sys
+import time
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from benchmarks.queueing import Arrival, Calibration, poisson, simulate
+from benchmarks.running import DATA, running_service, texts_of_lengths, write_json
+from benchmarks.sizing import COMPONENT_BYTES, Load, plan, table
+from service.encoders.checkpoint import Checkpoint, load_checkpoint
+
+MAX_DEVIATION = 0.25
+DOCUMENTS, QUERIES_PER_SECOND = (1e6, 1e8, 1e10), 200.0
+_TEXTS_PER_BATCH = (1, 1, 1, 2, 4, 8, 16, 32)  # of one calibration round
+_ROUNDS = 3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--plan", action="store_true", help="print the arithmetic")
+    what.add_argument("--measure", action="store_true", help="hold the simulation against a running service")
+    add_plan_options(parser.add_argument_group("plan"))
+    measured = parser.add_argument_group("measure")
+    measured.add_argument("--seconds", type=float, default=60, help="of each load")
+    measured.add_argument("--shares", type=float, nargs="+", default=[0.3, 0.6, 0.8], help="of the capacity")
+    measured.add_argument("--documents-per-second", type=float, default=0, help="embedded beside the queries")
+    measured.add_argument("--checkpoint", default="default")
+    measured.add_argument("--threads", type=int, default=0, help="as EOSEEK_ENCODER__THREADS")
+    measured.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.plan:
+        return print_plan(parser, options)
+    checkpoint = load_checkpoint(options.checkpoint)
+    settings = {"encoder__checkpoint": options.checkpoint, "encoder__threads": str(options.threads)}
+    with running_service(store__kind="memory", **settings) as service:
+        results = asyncio.run(measure(service.url, checkpoint, options))
+    write_json(options.json, results)
+    return report(results)
+
+
+def add_plan_options(group: Any) -> None:
+    """One option a figure; those without a default of their own are asked for in a table of several."""
+    for field in fields(Load):
+        option = "--" + field.name.replace("_", "-")
+        if field.name == "quantization":
+            group.add_argument(option, choices=list(COMPONENT_BYTES), help="default: a row of each")
+        elif field.name == "documents":
+            group.add_argument(option, type=float, help="default: 1e6, 1e8 and 1e10")
+        else:
+            default = QUERIES_PER_SECOND if field.name == "queries_per_second" else field.default
+            kind = int if isinstance(field.default, int) else float
+            group.add_argument(option, type=kind, default=default, help=f"default: {default:,}")
+
+
+def print_plan(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    given = {field.name: getattr(options, field.name) for field in fields(Load)}
+    documents = [given["documents"]] if given["documents"] else list(DOCUMENTS)
+    kinds = [given["quantization"]] if given["quantization"] else list(COMPONENT_BYTES)
+    try:
+        print(shown(Load(**given | {"documents": documents[0], "quantization": kinds[0]}), documents, kinds))
+    except ValueError as error:
+        parser.error(str(error))
+    return 0
+
+
+def shown(load: Load, documents: list[float], kinds: list[str]) -> str:
+    """The table, and below it how the figures come about, for one row of each size."""
+    loads = [replace(load, documents=number, quantization=kind) for number in documents for kind in kinds]
+    parts = [table(loads)]
+    for number in documents:
+        row = replace(load, documents=number, quantization="scalar" if "scalar" in kinds else kinds[0])
+        lines = "\n".join(f"- {line}" for line in plan(row).lines)
+        parts.append(f"{number:,.0f} documents, quantization {row.quantization}:\n\n{lines}")
+    return "\n\n".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What one simulated user sends, and when."""
+
+    arrival: Arrival
+    text: str
+
+
+async def measure(url: str, checkpoint: Checkpoint, options: argparse.Namespace) -> list[dict[str, float]]:
+    """Each load between two calibrations."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    results = []
+    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
+        await calibrate(client, checkpoint, seed=0)  # warms up
+        before = await calibrate(client, checkpoint, seed=1)
+        for number, share in enumerate(options.shares):
+            rate = share * capacity(before)
+            requests = traffic(checkpoint, rate, options.documents_per_second, options.seconds, seed=number)
+            print(
+                f"{share:.0%} of {capacity(before):.1f} queries/s: {len(requests)} requests",
+                file=sys.stderr,
+                flush=True,
+            )
+            measured = await send(client, requests)
+            after = await calibrate(client, checkpoint, seed=number + 2)
+            arrivals = [each.arrival for each in requests]
+            # on a thread: its event loop is another one
+            predicted = await asyncio.to_thread(simulate, arrivals, joined(before, after))
+            is_query = [each.arrival.lane == "query" for each in requests]
+            results.append(
+                {"share": share, "queries_per_second": rate, "queries": sum(is_query)}
+                | {f"measured_{key}": value for key, value in quantiles(measured, is_query).items()}
+                | {f"predicted_{key}": value for key, value in quantiles(predicted, is_query).items()}
+            )
+            before = after
+    return results
+
+
+async def calibrate(client: httpx.AsyncClient, checkpoint: Checkpoint, *, seed: int) -> Calibration:
+    """Measure an idle service: batches of 1 to 32 queries, each sent as one request while nothing else runs."""
+    sizes = [size for _ in range(_ROUNDS) for size in _TEXTS_PER_BATCH]
+    texts = iter(query_texts(sum(sizes), seed=1000 + seed))
+    by_size = collections.defaultdict(list)
+    overheads = []
+    for size in sizes:
+        queries = [next(texts) for _ in range(size)]
+        num_tokens = sum(map(len, checkpoint.contract.queries(queries, truncate=True).token_ids))
+        start = time.perf_counter()
+        response = await client.post("/search", json={"query": queries, "top_k": 1})
+        seconds = time.perf_counter() - start
+        took = response.raise_for_status().json()["took_ms"]
+        by_size[size].append((num_tokens, took["encode"] / 1000))
+        if size == 1:
+            overheads.append(seconds - (took["encode"] + took["queue"]) / 1000)
+    points = [tuple(map(statistics.median, zip(*by_size[size], strict=True))) for size in sorted(by_size)]
+    curve = Calibration(
+        tokens=[tokens for tokens, _ in points],
+        seconds=list(np.maximum.accumulate([seconds for _, seconds in points])),
+        overheads=overheads,
+    )
+    measured = [each for found in by_size.values() for each in found]
+    return replace(curve, ratios=[seconds / curve.batch_seconds(tokens) for tokens, seconds in measured])
+
+
+def joined(first: Calibration, second: Calibration) -> Calibration:
+    """The mean of two curves of the same batches, and all single measurements of both."""
+    return Calibration(
+        tokens=[statistics.mean(each) for each in zip(first.tokens, second.tokens, strict=True)],
+        seconds=[statistics.mean(each) for each in zip(first.seconds, second.seconds, strict=True)],
+        ratios=[*first.ratios, *second.ratios],
+        overheads=[*first.overheads, *second.overheads],
+    )
+
+
+def capacity(calibration: Calibration) -> float:
+    """Queries/s of the largest batch that was measured, one after the other."""
+    return max(_TEXTS_PER_BATCH) / calibration.seconds[-1]
+
+
+def traffic(
+    checkpoint: Checkpoint, queries_per_second: float, documents_per_second: float, seconds: float, *, seed: int
+) -> list[Request]:
+    """Queries at random times, and documents of 80 words among them."""
+    times = poisson(per_second=queries_per_second, seconds=seconds, seed=seed)
+    texts = query_texts(len(times), seed=seed)
+    lengths = map(len, checkpoint.contract.queries(texts, truncate=True).token_ids)
+    requests = [
+        Request(arrival=Arrival(seconds=at, num_tokens=length), text=text)
+        for at, length, text in zip(times, lengths, texts, strict=True)
+    ]
+    if documents_per_second:
+        times = poisson(per_second=documents_per_second, seconds=seconds, seed=seed + 100)
+        texts = texts_of_lengths([80] * len(times), seed=seed + 100)
+        lengths = map(len, checkpoint.contract.documents([("", text) for text in texts], truncate=True).token_ids)
+        requests += [
+            Request(arrival=Arrival(seconds=at, num_tokens=length, lane="document"), text=text)
+            for at, length, text in zip(times, lengths, texts, strict=True)
+        ]
+    return sorted(requests, key=lambda each: each.arrival.seconds)
+
+
+def query_texts(count: int, *, seed: int) -> list[str]:
+    """Running text as long as SciFact's queries are, or of 6 to 18 words where they are not at hand."""
+    path = DATA / "scifact" / "queries.jsonl.gz"
+    words = list(range(6, 19))
+    if path.exists():
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            words = [len(json.loads(line)["text"].split()) for line in lines]
+    generator = random.Random(seed)
+    return texts_of_lengths([generator.choice(words) for _ in range(count)], seed=seed)
+
+
+async def send(client: httpx.AsyncClient, requests: list[Request]) -> list[float]:
+    """Send each at its time, whatever became of the others. Seconds from then to its answer; infinite for a refusal."""
+    start = time.perf_counter()
+
+    async def one(request: Request) -> float:
+        due = start + request.arrival.seconds
+        await asyncio.sleep(due - time.perf_counter())
+        if request.arrival.lane == "query":
+            response = await client.post("/search", json={"query": request.text, "top_k": 1})
+        else:
+            response = await client.post("/embed", json={"inputs": request.text, "kind": "document"})
+        if response.status_code == 429:
+            return math.inf
+        response.raise_for_status()
+        return time.perf_counter() - due
+
+    return await asyncio.gather(*map(one, requests))
+
+
+def quantiles(waits: list[float], is_query: list[bool]) -> dict[str, float]:
+    chosen = [wait for wait, holds in zip(waits, is_query, strict=True) if holds]
+    return {f"p{share}_ms": 1000 * float(np.quantile(chosen, share / 100)) for share in (50, 99)}
+
+
+def report(results: list[dict[str, float]]) -> int:
+    print(
+        "| share of capacity | queries/s | queries | p50 ms | predicted | p99 ms | predicted | predicted / measured |"
+    )
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    ratios = []
+    for each in results:
+        ratios.append(each["predicted_p99_ms"] / each["measured_p99_ms"])
+        print(
+            f"| {each['share']:.0%} | {each['queries_per_second']:.1f} | {each['queries']} | "
+            f"{each['measured_p50_ms']:.0f} | {each['predicted_p50_ms']:.0f} | "
+            f"{each['measured_p99_ms']:.0f} | {each['predicted_p99_ms']:.0f} | "
+            f"{ratios[-1]:.2f} |"
+        )
+    is_near = all(abs(ratio - 1) <= MAX_DEVIATION for ratio in ratios)
+    print("PASS" if is_near else "FAIL", f"each predicted p99 within {MAX_DEVIATION:.0%} of the measured one")
+    return 0 if is_near else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
