@@ -1,0 +1,135 @@
+"""Which openings texts share, and the states kept of them: an instruction is calculated once, not with each query.
+
+Nobody says where an instruction ends; the tokens do. An opening that two different texts share is kept out of the row
+that calculates the second one, and each later text continues from as much of it as it shares: a cut of a kept opening
+serves as well. The price: the first texts of an instruction are calculated whole, and looking costs microseconds a text.
+"""
+
+from bisect import bisect_left
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+
+from service.encoders.base import PrefixFigures, TokenIds
+from service.encoders.packed import Prefix
+
+MIN_TOKENS = 8
+"""No shorter opening is kept, nor one that goes on for fewer tokens behind a kept one, but see `_NUM_WITNESSES`."""
+
+_NUM_WITNESSES = 3  # recent texts that share an opening: then any gain is worth it, not a common first word of queries
+_MIN_SHARE = 1 / 8  # of a text: a title above a long document saves less than attention calls of its own cost
+_MAX_TOKENS = 1024  # of a text that are looked at
+_NUM_RECENT = 8  # texts remembered that begin with the same MIN_TOKENS tokens
+_NUM_BEGINNINGS = 512  # remembered; a load of documents rushes through, what is kept stays
+
+Opening = tuple[int, ...]
+
+
+class PrefixCache:
+    """States of shared openings, bounded. Not thread-safe: an encoder works on one batch at a time."""
+
+    def __init__(self, max_tokens: int) -> None:
+        """`max_tokens`: held at most, of all openings together; the opening unused for longest goes first."""
+        self.max_tokens = max_tokens
+        self._prefixes: OrderedDict[Opening, Prefix] = OrderedDict()
+        self._by_beginning: dict[Opening, list[Opening]] = {}  # the keys of `_prefixes`
+        self._recent: OrderedDict[Opening, deque[Opening]] = OrderedDict()
+        self._figures = PrefixFigures()
+
+    def learn(self, token_ids: Sequence[TokenIds]) -> dict[int, int]:
+        """Note the openings of a batch.
+
+        Returns:
+            By index, of how many first tokens of a text the states are worth keeping when it is calculated.
+        """
+        chosen: dict[int, int] = {}
+        coming: dict[Opening, list[Opening]] = {}
+        for index, ids in enumerate(token_ids):
+            opening = tuple(ids[:_MAX_TOKENS])
+            beginning = opening[:MIN_TOKENS]
+            if len(ids) <= MIN_TOKENS:
+                continue
+            recent = self._recent.setdefault(beginning, deque(maxlen=_NUM_RECENT))
+            kept = [*self._by_beginning.get(beginning, ()), *coming.get(beginning, ())]
+            length = _worth_keeping(opening, recent, kept)
+            if length <= self.max_tokens and _is_worth_using(length, ids):
+                chosen[index] = length
+                coming.setdefault(beginning, []).append(opening[:length])
+            if opening not in recent:  # a text that comes again says nothing about where an opening ends
+                recent.append(opening)
+            self._recent.move_to_end(beginning)
+            if len(self._recent) > _NUM_BEGINNINGS:
+                self._recent.popitem(last=False)
+        self._figures.misses += len(chosen)
+        return chosen
+
+    def keep(self, ids: TokenIds, prefix: Prefix) -> None:
+        """Hold the states of the first tokens of a text, and drop what they go beyond or leave no room for."""
+        opening = tuple(ids[: prefix.length])
+        siblings = self._by_beginning.get(opening[:MIN_TOKENS], ())
+        for other in [each for each in siblings if opening[: len(each)] == each]:
+            self._drop(other)  # a cut of the new one serves the same texts
+        self._prefixes[opening] = prefix
+        self._by_beginning.setdefault(opening[:MIN_TOKENS], []).append(opening)
+        self._figures.held_tokens += prefix.length
+        while self._figures.held_tokens > self.max_tokens:
+            self._drop(next(iter(self._prefixes)))
+            self._figures.evictions += 1
+
+    def find(self, token_ids: Sequence[TokenIds]) -> list[Prefix | None]:
+        """What each text of a batch continues from, at least one token before its end; the same object for the same."""
+        found = []
+        for index, ids in enumerate(token_ids):
+            opening, length = self._longest(ids)
+            if _is_worth_using(length, ids):
+                self._prefixes.move_to_end(opening)
+                found.append((length, opening, index))
+        prefixes: list[Prefix | None] = [None] * len(token_ids)
+        cuts: dict[Opening, Prefix] = {}
+        for length, opening, index in sorted(found):
+            # a few tokens more are not worth an attention call: queries that begin alike stay with the others
+            shared = next((cut for n in range(MIN_TOKENS) if (cut := opening[: length - n]) in cuts), opening[:length])
+            prefixes[index] = prefix = cuts.setdefault(shared, self._prefixes[opening].cut(len(shared)))
+            self._figures.hits += 1
+            self._figures.saved_tokens += prefix.length
+        return prefixes
+
+    def take_figures(self) -> PrefixFigures:
+        """What happened since the last call."""
+        taken, self._figures = self._figures, PrefixFigures(held_tokens=self._figures.held_tokens)
+        return taken
+
+    def _longest(self, ids: TokenIds) -> tuple[Opening, int]:
+        """The kept opening that shares most tokens with a text, and how many, its last token left out."""
+        head = tuple(ids[: min(_MAX_TOKENS, len(ids) - 1)])
+        kept = self._by_beginning.get(head[:MIN_TOKENS], ())
+        length, opening = max(((_num_common(head, each), each) for each in kept), default=(0, ()))
+        return opening, length
+
+    def _drop(self, opening: Opening) -> None:
+        self._figures.held_tokens -= self._prefixes.pop(opening).length
+        siblings = self._by_beginning[opening[:MIN_TOKENS]]
+        siblings.remove(opening)
+        if not siblings:
+            del self._by_beginning[opening[:MIN_TOKENS]]
+
+
+def _worth_keeping(opening: Opening, recent: Sequence[Opening], kept: Sequence[Opening]) -> int:
+    """Length of what an opening shares with recent ones, if enough goes beyond what is kept; else 0."""
+    covered = max((_num_common(opening, each) for each in kept), default=0)
+    shared = sorted((_num_common(opening, each) for each in recent if each != opening), reverse=True)
+    for num_witnesses, gain in ((1, MIN_TOKENS), (_NUM_WITNESSES, 1)):
+        if len(shared) >= num_witnesses and shared[num_witnesses - 1] >= covered + gain:
+            return shared[num_witnesses - 1]
+    return 0
+
+
+def _is_worth_using(length: int, ids: TokenIds) -> bool:
+    return length >= max(MIN_TOKENS, _MIN_SHARE * len(ids))
+
+
+def _num_common(left: Opening, right: Opening) -> int:
+    """How many first tokens are the same."""
+    limit = min(len(left), len(right))
+    if left[:limit] == right[:limit]:
+        return limit
+    return bisect_left(range(1, limit), True, key=lambda n: left[:n] != right[:n])
