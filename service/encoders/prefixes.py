@@ -2,7 +2,7 @@
 
 Nobody says where an instruction ends; the tokens do. An opening that two different texts share is kept out of the row
 that calculates the second one, and each later text continues from as much of it as it shares: a cut of a kept opening
-serves as well. The price: the first texts of an instruction are calculated whole, and looking costs microseconds a text.
+serves as well. The price: the first two texts of an instruction are calculated whole.
 """
 
 from bisect import bisect_left
@@ -63,11 +63,16 @@ class PrefixCache:
         return chosen
 
     def keep(self, ids: TokenIds, prefix: Prefix) -> None:
-        """Hold the states of the first tokens of a text, and drop what they go beyond or leave no room for."""
+        """Hold the states of the first tokens of a text, and drop what they leave no room for.
+
+        Of two openings one of which goes on from the other, the longer one is held: a cut of it serves the same texts.
+        """
         opening = tuple(ids[: prefix.length])
         siblings = self._by_beginning.get(opening[:MIN_TOKENS], ())
+        if any(each[: len(opening)] == opening for each in siblings):
+            return
         for other in [each for each in siblings if opening[: len(each)] == each]:
-            self._drop(other)  # a cut of the new one serves the same texts
+            self._drop(other)
         self._prefixes[opening] = prefix
         self._by_beginning.setdefault(opening[:MIN_TOKENS], []).append(opening)
         self._figures.held_tokens += prefix.length

@@ -225,7 +225,7 @@ def _rows(order: list[int], token_ids: Sequence[TokenIds], row_tokens: int) -> I
 
 
 def _can_continue(model: PreTrainedModel) -> bool:
-    """Whether the states of a text's first tokens are the same whatever follows, as far as a model says it of itself."""
+    """Whether the states of first tokens are the same whatever follows, as far as a model says so of itself."""
     if any(getattr(module, "is_causal", None) is False for module in model.modules()):
         return False
     # these rotate by the longest text of the row, so that states of one row do not fit into another
