@@ -193,9 +193,10 @@ class TorchEncoder:
         """Whether texts that continue from kept states get the vectors that they have alone."""
         opening = (max(token_ids, key=len)[:-1] * MIN_TOKENS)[: min(3 * MIN_TOKENS, prefixes.max_tokens)]
         texts = [opening + ids for ids in token_ids]
-        whole = np.concatenate([self.encode([ids]) for ids in texts])
-        self._prefixes, cause = prefixes, "changes its vectors"
+        cause = "changes its vectors"
         try:
+            whole = np.concatenate([self.encode([ids]) for ids in texts])
+            self._prefixes = prefixes
             self.encode(texts)
             if self._agree(self.encode(texts), whole):
                 return True

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import service.encoders.packed as packed
 from service.encoders.base import PrefixEncoder
@@ -57,6 +58,22 @@ def test_encode_from_kept_openings_equals_the_family_s_own_attention(family: str
     assert figures.hits > 20
     # the second is the first and goes on, so one serves both
     assert figures.held_tokens == len(FURTHER) + len(SHORT)
+
+
+def test_encode_learned_positions_go_on_behind_the_opening() -> None:
+    def opt() -> transformers.PreTrainedModel:
+        torch.manual_seed(0)
+        config = transformers.OPTConfig(
+            vocab_size=259, hidden_size=32, word_embed_proj_dim=32, ffn_dim=48, num_hidden_layers=2,
+            num_attention_heads=4, max_position_embeddings=128,
+        )  # fmt: skip
+        return transformers.OPTModel(config).eval()
+
+    encoder, whole = encoder_of(opt()), encoder_of(opt(), tokens=0)
+    for seed in (10, 11):
+        texts = mixed_batch(seed)
+        np.testing.assert_allclose(encoder.encode(texts), whole.encode(texts), atol=1e-5)
+    assert encoder.take_prefix_figures().hits > 0
 
 
 def test_encode_positions_off_by_one_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
