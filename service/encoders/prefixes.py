@@ -5,6 +5,7 @@ that calculates the second one, and each later text continues from as much of it
 serves as well. The price: the first two texts of an instruction are calculated whole.
 """
 
+from array import array
 from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -19,9 +20,13 @@ _NUM_WITNESSES = 3  # recent texts that share an opening: then any gain is worth
 _MIN_SHARE = 1 / 8  # of a text: a title above a long document saves less than attention calls of its own cost
 _MAX_TOKENS = 1024  # of a text that are looked at
 _NUM_RECENT = 8  # texts remembered that begin with the same MIN_TOKENS tokens
-_NUM_BEGINNINGS = 512  # remembered; a load of documents rushes through, what is kept stays
+_MAX_RECENT_BYTES = 2**22  # of all texts remembered: some thousand documents that rush through between two queries
 
-Opening = tuple[int, ...]
+Opening = bytes
+"""Token ids as 32-bit integers: a ninth of the memory of a tuple of them, and compared by the processor."""
+
+_ID_BYTES = 4
+_BEGINNING_BYTES = MIN_TOKENS * _ID_BYTES
 
 
 class PrefixCache:
@@ -33,6 +38,7 @@ class PrefixCache:
         self._prefixes: OrderedDict[Opening, Prefix] = OrderedDict()
         self._by_beginning: dict[Opening, list[Opening]] = {}  # the keys of `_prefixes`
         self._recent: OrderedDict[Opening, deque[Opening]] = OrderedDict()
+        self._recent_bytes = 0
         self._figures = PrefixFigures()
 
     def learn(self, token_ids: Sequence[TokenIds]) -> dict[int, int]:
@@ -44,21 +50,16 @@ class PrefixCache:
         chosen: dict[int, int] = {}
         coming: dict[Opening, list[Opening]] = {}
         for index, ids in enumerate(token_ids):
-            opening = tuple(ids[:_MAX_TOKENS])
-            beginning = opening[:MIN_TOKENS]
             if len(ids) <= MIN_TOKENS:
                 continue
-            recent = self._recent.setdefault(beginning, deque(maxlen=_NUM_RECENT))
+            opening = _opening(ids, _MAX_TOKENS)
+            beginning = opening[:_BEGINNING_BYTES]
             kept = [*self._by_beginning.get(beginning, ()), *coming.get(beginning, ())]
-            length = _worth_keeping(opening, recent, kept)
+            length = _worth_keeping(opening, self._recent.get(beginning, ()), kept)
             if length <= self.max_tokens and _is_worth_using(length, ids):
                 chosen[index] = length
-                coming.setdefault(beginning, []).append(opening[:length])
-            if opening not in recent:  # a text that comes again says nothing about where an opening ends
-                recent.append(opening)
-            self._recent.move_to_end(beginning)
-            if len(self._recent) > _NUM_BEGINNINGS:
-                self._recent.popitem(last=False)
+                coming.setdefault(beginning, []).append(opening[: length * _ID_BYTES])
+            self._remember(opening)
         self._figures.misses += len(chosen)
         return chosen
 
@@ -67,14 +68,14 @@ class PrefixCache:
 
         Of two openings one of which goes on from the other, the longer one is held: a cut of it serves the same texts.
         """
-        opening = tuple(ids[: prefix.length])
-        siblings = self._by_beginning.get(opening[:MIN_TOKENS], ())
-        if any(each[: len(opening)] == opening for each in siblings):
+        opening = _opening(ids, prefix.length)
+        siblings = self._by_beginning.get(opening[:_BEGINNING_BYTES], ())
+        if any(each.startswith(opening) for each in siblings):
             return
-        for other in [each for each in siblings if opening[: len(each)] == each]:
+        for other in [each for each in siblings if opening.startswith(each)]:
             self._drop(other)
         self._prefixes[opening] = prefix
-        self._by_beginning.setdefault(opening[:MIN_TOKENS], []).append(opening)
+        self._by_beginning.setdefault(opening[:_BEGINNING_BYTES], []).append(opening)
         self._figures.held_tokens += prefix.length
         while self._figures.held_tokens > self.max_tokens:
             self._drop(next(iter(self._prefixes)))
@@ -92,8 +93,11 @@ class PrefixCache:
         cuts: dict[Opening, Prefix] = {}
         for length, opening, index in sorted(found):
             # a few tokens more are not worth an attention call: queries that begin alike stay with the others
-            shared = next((cut for n in range(MIN_TOKENS) if (cut := opening[: length - n]) in cuts), opening[:length])
-            prefixes[index] = prefix = cuts.setdefault(shared, self._prefixes[opening].cut(len(shared)))
+            ends = [(length - n) * _ID_BYTES for n in range(MIN_TOKENS)]
+            shared = next((opening[:end] for end in ends if opening[:end] in cuts), opening[: ends[0]])
+            if shared not in cuts:
+                cuts[shared] = self._prefixes[opening].cut(length)
+            prefixes[index] = prefix = cuts[shared]
             self._figures.hits += 1
             self._figures.saved_tokens += prefix.length
         return prefixes
@@ -105,17 +109,34 @@ class PrefixCache:
 
     def _longest(self, ids: TokenIds) -> tuple[Opening, int]:
         """The kept opening that shares most tokens with a text, and how many, its last token left out."""
-        head = tuple(ids[: min(_MAX_TOKENS, len(ids) - 1)])
-        kept = self._by_beginning.get(head[:MIN_TOKENS], ())
-        length, opening = max(((_num_common(head, each), each) for each in kept), default=(0, ()))
+        head = _opening(ids, min(_MAX_TOKENS, len(ids) - 1))
+        kept = self._by_beginning.get(head[:_BEGINNING_BYTES], ())
+        length, opening = max(((_num_common(head, each), each) for each in kept), default=(0, b""))
         return opening, length
+
+    def _remember(self, opening: Opening) -> None:
+        recent = self._recent.setdefault(opening[:_BEGINNING_BYTES], deque())
+        self._recent.move_to_end(opening[:_BEGINNING_BYTES])
+        if opening in recent:  # a text that comes again says nothing about where an opening ends
+            return
+        recent.append(opening)
+        self._recent_bytes += len(opening)
+        if len(recent) > _NUM_RECENT:
+            self._recent_bytes -= len(recent.popleft())
+        while self._recent_bytes > _MAX_RECENT_BYTES:
+            _, oldest = self._recent.popitem(last=False)
+            self._recent_bytes -= sum(map(len, oldest))
 
     def _drop(self, opening: Opening) -> None:
         self._figures.held_tokens -= self._prefixes.pop(opening).length
-        siblings = self._by_beginning[opening[:MIN_TOKENS]]
+        siblings = self._by_beginning[opening[:_BEGINNING_BYTES]]
         siblings.remove(opening)
         if not siblings:
-            del self._by_beginning[opening[:MIN_TOKENS]]
+            del self._by_beginning[opening[:_BEGINNING_BYTES]]
+
+
+def _opening(ids: TokenIds, length: int) -> Opening:
+    return array("i", ids[:length]).tobytes()
 
 
 def _worth_keeping(opening: Opening, recent: Sequence[Opening], kept: Sequence[Opening]) -> int:
@@ -134,7 +155,5 @@ def _is_worth_using(length: int, ids: TokenIds) -> bool:
 
 def _num_common(left: Opening, right: Opening) -> int:
     """How many first tokens are the same."""
-    limit = min(len(left), len(right))
-    if left[:limit] == right[:limit]:
-        return limit
-    return bisect_left(range(1, limit), True, key=lambda n: left[:n] != right[:n])
+    limit = min(len(left), len(right)) // _ID_BYTES
+    return bisect_left(range(1, limit + 1), True, key=lambda n: left[: n * _ID_BYTES] != right[: n * _ID_BYTES])

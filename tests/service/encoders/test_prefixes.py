@@ -133,6 +133,26 @@ def test_keep_a_load_of_documents_leaves_what_is_kept():
     assert run(cache, query(4)) == [30]
 
 
+def test_learn_an_instruction_is_found_though_documents_come_between_its_queries():
+    cache = PrefixCache(100)
+    cache.learn([query(1)])
+
+    cache.learn([[*range(start, start + 200), EOS] for start in range(2000, 4000)])
+
+    assert cache.learn([query(3)]) == {0: 30}
+
+
+def test_learn_remembers_no_more_than_some_megabytes():
+    cache = PrefixCache(100)
+
+    for start in range(0, 4000, 2):  # each beginning with several texts
+        cache.learn([[*range(start, start + 900), word, EOS] for word in range(2)])
+
+    held = [opening for recent in cache._recent.values() for opening in recent]
+    assert sum(map(len, held)) == cache._recent_bytes
+    assert 2**21 < cache._recent_bytes <= 2**22
+
+
 def test_take_figures_counts_since_the_last_time():
     cache = PrefixCache(100)
     run(cache, query(1), query(3), query(4), query(5))
@@ -153,5 +173,5 @@ def test_keep_holds_no_more_than_the_limit_and_counts_right(limit):
     held = cache.take_figures().held_tokens
 
     assert held <= limit
-    assert held == sum(len(opening) for opening in cache._prefixes)
+    assert held == sum(prefix.length for prefix in cache._prefixes.values())
     assert sorted(cache._prefixes) == sorted(each for all_of in cache._by_beginning.values() for each in all_of)
