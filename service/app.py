@@ -333,9 +333,14 @@ def _worker_encoder(settings: EncoderSettings, checkpoint: Checkpoint, metrics: 
     if settings.backend == "vllm":
         options |= {"tensor_parallel": settings.tensor_parallel, "memory_share": settings.memory_share}
     else:
-        options |= {"device": settings.device, "threads": settings.threads}
+        options |= {
+            "device": settings.device,
+            "threads": settings.threads,
+            "prefix_cache_tokens": settings.prefix_cache_tokens,
+        }
     return WorkerEncoder(
         options | {"factory": f"service.encoders.{settings.backend}_encoder:load_encoder"},
         start_timeout_seconds=settings.start_timeout_seconds,
         on_event=partial(metrics.count_child_event, "encoder"),
+        on_prefixes=metrics.note_prefixes,
     )

@@ -9,12 +9,14 @@ from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
+from service.encoders.base import PrefixFigures
 from service.tracing import note_stage
 
 Kind = Literal["query", "document"]
 Stage = Literal["tokenize", "queue", "encode", "search", "flush"]
 RejectionReason = Literal["queue_full", "deadline", "stopping"]
 EncodeFailure = Literal["error", "not_finite"]
+PrefixOutcome = Literal["hit", "miss"]
 ReindexStage = Literal["loading", "copying", "ready", "switched", "paused", "failed"]
 Child = Literal["encoder", "store"]
 UpstreamOutcome = Literal["answered", "away", "busy", "refused", "wrong"]
@@ -61,6 +63,19 @@ class Metrics:
             "eoseek_encoder_busy_seconds", "Time in which the encoder worked on a batch.", ["lane"], registry=registry
         )
         self._tokens = Counter("eoseek_tokens", "Tokens encoded.", ["kind"], registry=registry)
+        self._prefix_lookups = Counter(
+            "eoseek_prefix_lookups",
+            "Texts with a shared opening: continued from its states, or calculated whole to have them.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._prefix_saved_tokens = Counter(
+            "eoseek_prefix_saved_tokens", "Tokens not calculated, as their states were there.", registry=registry
+        )
+        self._prefix_evictions = Counter(
+            "eoseek_prefix_evictions", "Openings whose states left no room for others'.", registry=registry
+        )
+        self._prefix_tokens = Gauge("eoseek_prefix_tokens", "Tokens whose states are kept.", registry=registry)
         self._encode_failures = Counter(
             "eoseek_encode_failures", "Batches or requests whose encoding failed.", ["reason"], registry=registry
         )
@@ -136,6 +151,8 @@ class Metrics:
             self._rejections.labels(reason)
         for failure in get_args(EncodeFailure):
             self._encode_failures.labels(failure)
+        for outcome in get_args(PrefixOutcome):
+            self._prefix_lookups.labels(outcome)
         for child in get_args(Child):
             self._worker_restarts.labels(child)
         self.set_reindexes({}, 0)
@@ -199,6 +216,14 @@ class Metrics:
         self._batch_texts.labels(lane).observe(texts)
         self._encoder_busy_seconds.labels(lane).inc(seconds)
         self._tokens.labels(lane).inc(tokens)
+
+    def note_prefixes(self, figures: PrefixFigures) -> None:
+        """What became of shared openings; `held_tokens` is the change, so that several workers add up."""
+        self._prefix_lookups.labels("hit").inc(figures.hits)
+        self._prefix_lookups.labels("miss").inc(figures.misses)
+        self._prefix_saved_tokens.inc(figures.saved_tokens)
+        self._prefix_evictions.inc(figures.evictions)
+        self._prefix_tokens.inc(figures.held_tokens)
 
     def count_encode_failure(self, reason: EncodeFailure) -> None:
         """A batch that raised, or a request with an embedding that was refused."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from service.encoders.base import Embeddings, TokenIds
+from service.encoders.base import Embeddings, PrefixFigures, TokenIds
 from service.errors import ConfigurationError, EncoderError, NotFoundError
 
 # a text that starts with one of these ids makes `FakeEncoder` misbehave
@@ -53,6 +53,21 @@ class FakeEncoder:
                 open(self._die_once_path, "w").close()
             os._exit(9)
         return fake_embedding(ids, self.dimension)
+
+
+class FakePrefixEncoder(FakeEncoder):
+    """Counts each text as one that continued, and holds ten tokens more with it."""
+
+    _num_held = 0
+
+    def take_prefix_figures(self) -> PrefixFigures:
+        self._num_held += 10 * len(self.batches[-1])
+        return PrefixFigures(hits=len(self.batches[-1]), held_tokens=self._num_held)
+
+
+def build_fake_prefix_encoder(**options: Any) -> FakePrefixEncoder:
+    """As `build_fake_encoder`."""
+    return FakePrefixEncoder(**options)
 
 
 def build_fake_encoder(dimension: int = 8, die_once_path: str = "", refuse: str = "", **unused: Any) -> FakeEncoder:

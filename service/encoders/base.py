@@ -5,6 +5,7 @@ from the event loop. Token ids are complete: BOS, template, truncation and the c
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -40,6 +41,26 @@ class Encoder(Protocol):
         Raises:
             EncoderError: the engine failed, or an embedding is not finite.
         """
+        ...
+
+
+@dataclass(kw_only=True)
+class PrefixFigures:
+    """What became of openings that texts share; counts since they were last taken, and the level now."""
+
+    hits: int = 0  # texts that continued from kept states
+    misses: int = 0  # texts calculated whole, so that the states of their opening were there for others
+    evictions: int = 0
+    saved_tokens: int = 0
+    held_tokens: int = 0  # the level
+
+
+@runtime_checkable
+class PrefixEncoder(Encoder, Protocol):
+    """An encoder that may keep states of shared openings, and counts what became of them."""
+
+    def take_prefix_figures(self) -> PrefixFigures:
+        """What happened since the last call."""
         ...
 
 

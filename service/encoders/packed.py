@@ -5,10 +5,14 @@ goes through that interface works without model surgery. Inside attention, neigh
 share one call, right-padded just there: a causal call needs no mask for padding on the right. The price: sequences
 should come sorted by length. Families outside the interface take `padded_forward`. Differentiable, so training uses it.
 
-Shapes: T tokens of the row, H heads, D head size, N sequences, L longest sequence of a group.
+A sequence may continue from a `Prefix`, keys and values that an earlier row kept: under causal attention they do not
+depend on what follows. The row then holds the rest of the text only; attention puts the prefix before it.
+
+Shapes: T tokens of the row, H heads, D head size, N sequences, L longest sequence of a group, P tokens of a prefix.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,12 +30,27 @@ _PADDING_SLOTS = 16
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """Keys and values of a text's first tokens as attention takes them, rotated, in the dtype of the calculation."""
+
+    length: int
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (key heads, P, D) each, in order of the calls
+
+    def cut(self, length: int) -> "Prefix":
+        """The states of the first `length` tokens, as views."""
+        if length == self.length:
+            return self
+        return Prefix(length, [(key[:, :length], value[:, :length]) for key, value in self.layers])
+
+
+@dataclass(frozen=True)
 class Group:
-    """Neighbouring sequences of similar length that share one attention call."""
+    """Neighbouring sequences of similar length, and of one prefix if any, that share one attention call."""
 
     start: int
     end: int
     lengths: list[int]
+    prefix: Prefix | None = None
     slots_NL: Tensor | None = None  # row index of each slot; None when all lengths are equal
     valid_NL: Tensor | None = None  # which slots hold a token
 
@@ -40,6 +59,11 @@ class Group:
         """Length of the longest sequence."""
         return max(self.lengths)
 
+    @property
+    def num_before(self) -> int:
+        """Tokens of the prefix."""
+        return 0 if self.prefix is None else self.prefix.length
+
     def unpack(self, x_HTD: Tensor) -> Tensor:
         """(H, T, D) of the whole row to (N, H, L, D) of this group."""
         if self.slots_NL is not None:
@@ -47,6 +71,16 @@ class Group:
         heads, _, size = x_HTD.shape
         own = x_HTD[:, self.start : self.end]
         return own.reshape(heads, len(self.lengths), -1, size).transpose(0, 1)
+
+    def after_prefix(self, key: Tensor, value: Tensor, call: int) -> tuple[Tensor, Tensor]:
+        """(N, H, L, D) to (N, H, P + L, D), for the attention call of this number in a forward."""
+        if self.prefix is None:
+            return key, value
+        before = [x_HPD.expand(len(key), -1, -1, -1) for x_HPD in self.prefix.layers[call]]
+        # autocast leaves rotated keys in float32 and rounds them inside attention: here first, as the kept ones were
+        own = (key.to(before[0].dtype), value.to(before[1].dtype))
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(before, own, strict=True))
+        return keys, values
 
     def pack(self, x_NHLD: Tensor) -> Tensor:
         """(N, H, L, D) to (tokens of this group, H, D)."""
@@ -61,17 +95,46 @@ class Packing:
     lengths: list[int]
     groups: list[Group]
     position_ids_1T: Tensor
+    kept: list[tuple[int, Prefix]] = field(default_factory=list)  # row index of a sequence, what to keep of its start
+    calls: Iterator[int] = field(default_factory=itertools.count)  # numbers the attention calls of one forward
     masks: dict[tuple[int, bool, int | None], Tensor | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, lengths: Sequence[int], *, device: torch.device | str = "cpu", position_offset: int = 0) -> "Packing":
-        """Plan the row for sequences of these lengths, in this order; each length > 0."""
-        groups, start = [], 0
-        for members in _similar_runs(lengths):
-            groups.append(_group(start, members, device))
-            start += sum(members)
-        positions = torch.cat([torch.arange(length) for length in lengths]) + position_offset
-        return cls(list(lengths), groups, positions.to(device).unsqueeze(0))
+    def of(
+        cls,
+        lengths: Sequence[int],
+        *,
+        device: torch.device | str = "cpu",
+        position_offset: int = 0,
+        prefixes: Sequence[Prefix | None] | None = None,
+        keep: Mapping[int, Prefix] | None = None,
+    ) -> "Packing":
+        """Plan the row for sequences of these lengths, in this order; each length > 0.
+
+        Args:
+            lengths: tokens of each sequence in the row.
+            device: of the row.
+            position_offset: position of a text's first token.
+            prefixes: what each sequence continues from; neighbours with the same one share calls.
+            keep: by sequence, a prefix without layers that a forward fills from it; for one without a prefix.
+        """
+        prefixes = prefixes or [None] * len(lengths)
+        groups, start, first = [], 0, 0
+        for _, same in itertools.groupby(zip(lengths, prefixes, strict=True), key=lambda each: id(each[1])):
+            for members in _similar_runs([length for length, _ in same]):
+                groups.append(_group(start, members, prefixes[first], device))
+                start, first = start + sum(members), first + len(members)
+        before = [0 if prefix is None else prefix.length for prefix in prefixes]
+        positions = torch.cat([torch.arange(n, n + length) for n, length in zip(before, lengths, strict=True)])
+        starts = [0, *itertools.accumulate(lengths)]
+        kept = [(starts[index], prefix) for index, prefix in (keep or {}).items()]
+        return cls(list(lengths), groups, (positions + position_offset).to(device).unsqueeze(0), kept)
+
+    def keep_states(self, key: Tensor, value: Tensor) -> None:
+        """Copy what is to be kept of the row's keys and values, (1, key heads, T, D)."""
+        for start, prefix in self.kept:
+            own = slice(start, start + prefix.length)
+            prefix.layers.append((key[0, :, own].to(value.dtype, copy=True), value[0, :, own].clone()))
 
     def mask(self, index: int, *, causal: bool, window: int | None) -> Tensor | None:
         """Boolean mask of group `index`, True where attended; None when causality alone says it all."""
@@ -95,31 +158,33 @@ def _similar_runs(lengths: Sequence[int]) -> list[list[int]]:
     return runs
 
 
-def _group(start: int, lengths: list[int], device: torch.device | str) -> Group:
+def _group(start: int, lengths: list[int], prefix: Prefix | None, device: torch.device | str) -> Group:
     end, longest = start + sum(lengths), max(lengths)
     if min(lengths) == longest:
-        return Group(start, end, lengths)
+        return Group(start, end, lengths, prefix)
     lengths_N = torch.tensor(lengths)
     starts_N = start + lengths_N.cumsum(0) - lengths_N
     column_L = torch.arange(longest)
     valid_NL = column_L < lengths_N[:, None]
     # padded slots read the row's last token of the group: any finite value does
     slots_NL = torch.clamp(starts_N[:, None] + column_L, max=end - 1)
-    return Group(start, end, lengths, slots_NL.to(device), valid_NL.to(device))
+    return Group(start, end, lengths, prefix, slots_NL.to(device), valid_NL.to(device))
 
 
 def _mask(group: Group, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
-    windowed = window is not None and group.longest > window
+    before, longest = group.num_before, group.num_before + group.longest
+    assert causal or not before, "only causal attention can continue from a prefix"
+    windowed = window is not None and longest > window
     ragged = group.valid_NL is not None and not causal
-    if not windowed and not ragged:
+    if not windowed and not ragged and not before:
         return None
-    column_L = torch.arange(group.longest, device=device)
-    distance_LL = column_L[:, None] - column_L[None, :]
-    allowed_LL = distance_LL >= 0 if causal else torch.ones_like(distance_LL, dtype=torch.bool)
+    column_K = torch.arange(longest, device=device)  # K = P + L
+    distance_LK = column_K[before:, None] - column_K[None, :]
+    allowed_LK = distance_LK >= 0 if causal else torch.ones_like(distance_LK, dtype=torch.bool)
     if windowed:
         assert window is not None
-        allowed_LL = allowed_LL & (distance_LL.abs() < window)
-    mask = allowed_LL[None, None]
+        allowed_LK = allowed_LK & (distance_LK.abs() < window)
+    mask = allowed_LK[None, None]
     if ragged:
         assert group.valid_NL is not None
         mask = mask & group.valid_NL[:, None, None, :]
@@ -160,8 +225,11 @@ def packed_attention(
     """
     causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
     outputs = []
+    call = next(packing.calls)
+    packing.keep_states(key, value)
     for index, group in enumerate(packing.groups):
         q, k, v = (group.unpack(x[0]) for x in (query, key, value))
+        k, v = group.after_prefix(k, v, call)
         mask = packing.mask(index, causal=causal, window=sliding_window)
         if softcap is not None:
             attended = _softcapped(q, k, v, mask=mask, causal=causal, scaling=scaling, softcap=softcap)
@@ -236,20 +304,33 @@ class _Widened(TorchFunctionMode):
         return value.to(self._dtype) if isinstance(value, Tensor) else value
 
 
-def packed_forward(model: PreTrainedModel, token_ids: Sequence[Sequence[int]], *, is_widened: bool = False) -> Tensor:
+def packed_forward(
+    model: PreTrainedModel,
+    token_ids: Sequence[Sequence[int]],
+    *,
+    is_widened: bool = False,
+    prefixes: Sequence[Prefix | None] | None = None,
+    keep: Mapping[int, Prefix] | None = None,
+) -> Tensor:
     """Last hidden states of all tokens, in one packed row.
 
     Args:
         model: a model for which `enable_packing` returned True.
-        token_ids: non-empty sequences; sorted by length they cost least.
+        token_ids: non-empty sequences, without their prefix; sorted by length they cost least.
         is_widened: calculate bfloat16 weights in float32, and float32 ones in float64; slow, for short rows.
+        prefixes: as in `Packing.of`.
+        keep: as in `Packing.of`.
     Returns:
-        (T, hidden size); sequences one after the other, in order.
+        (T, hidden size); sequences one after the other, in order, without their prefixes.
     """
     config, device = model.config, model.device
     after_padding = config.model_type in POSITIONS_AFTER_PADDING
     packing = Packing.of(
-        [len(ids) for ids in token_ids], device=device, position_offset=config.pad_token_id + 1 if after_padding else 0
+        [len(ids) for ids in token_ids],
+        device=device,
+        position_offset=config.pad_token_id + 1 if after_padding else 0,
+        prefixes=prefixes,
+        keep=keep,
     )
     row_1T = torch.tensor([i for ids in token_ids for i in ids], device=device).unsqueeze(0)
     inputs = {"packing": packing, "position_ids": packing.position_ids_1T, "use_cache": False}

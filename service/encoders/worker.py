@@ -8,13 +8,14 @@ import asyncio
 import importlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.encoders.base import Embeddings, Encoder, TokenIds
+from service.encoders.base import Embeddings, Encoder, PrefixEncoder, PrefixFigures, TokenIds
 from service.errors import DeadlineExceededError, EncoderError, NotReadyError
 from service.supervised import ChildDiedError, Supervised
 
@@ -31,11 +32,21 @@ class Worker:
         """What the parent needs to know of the encoder."""
         return {"dimension": self._encoder.dimension, "dtype": self._encoder.dtype}
 
-    def encode(self, lengths: NDArray[np.int32], flat_ids: NDArray[np.int32]) -> Embeddings:
-        """See `Encoder.encode`; the texts' token ids lie end to end in `flat_ids`."""
+    def encode(
+        self, lengths: NDArray[np.int32], flat_ids: NDArray[np.int32]
+    ) -> tuple[Embeddings, dict[str, int] | None]:
+        """See `Encoder.encode`; the texts' token ids lie end to end in `flat_ids`.
+
+        Returns:
+            The embeddings, and what became of shared openings, as `PrefixFigures`, where the encoder counts that.
+        """
         ids = flat_ids.tolist()
         stops = np.cumsum(lengths).tolist()
-        return self._encoder.encode([ids[stop - length : stop] for stop, length in zip(stops, lengths, strict=True)])
+        embeddings = self._encoder.encode(
+            [ids[stop - length : stop] for stop, length in zip(stops, lengths, strict=True)]
+        )
+        counts = self._encoder if isinstance(self._encoder, PrefixEncoder) else None
+        return embeddings, asdict(counts.take_prefix_figures()) if counts else None
 
 
 def build(config: dict[str, Any]) -> Worker:
@@ -58,6 +69,7 @@ class WorkerEncoder:
         restart_wait_seconds: float = 60.0,
         hang_seconds: float = 300.0,
         on_event: Callable[[str], None] | None = None,
+        on_prefixes: Callable[[PrefixFigures], None] | None = None,
     ) -> None:
         """Nothing runs before `start`.
 
@@ -67,14 +79,19 @@ class WorkerEncoder:
             restart_wait_seconds: how long a batch waits for a lost worker to be back.
             hang_seconds: a batch that takes longer, the one before it included, ends the worker.
             on_event: see `Supervised`.
+            on_prefixes: told with each batch what became of shared openings, `held_tokens` as the change since then;
+                what a worker held is gone with it.
         """
+        self._on_event = on_event or (lambda _: None)
+        self._on_prefixes = on_prefixes or (lambda _: None)
+        self._held_tokens = 0
         self._child = Supervised(
             f"{__name__}:build",
             options,
             name="the encoder worker",
             start_timeout_seconds=start_timeout_seconds,
             failure=EncoderError,
-            on_event=on_event,
+            on_event=self._note_event,
         )
         self._restart_wait_seconds = restart_wait_seconds
         self._hang_seconds = hang_seconds
@@ -119,14 +136,27 @@ class WorkerEncoder:
     async def stop(self) -> None:
         """See `AsyncEncoder.stop`."""
         await self._child.stop(drain_seconds=0)
+        self._note_prefixes(PrefixFigures())
+
+    def _note_event(self, event: str) -> None:
+        if event == "died":
+            self._note_prefixes(PrefixFigures())
+        self._on_event(event)
+
+    def _note_prefixes(self, figures: PrefixFigures) -> None:
+        change, self._held_tokens = figures.held_tokens - self._held_tokens, figures.held_tokens
+        self._on_prefixes(replace(figures, held_tokens=change))
 
     async def _call(self, lengths: NDArray[np.int32], flat_ids: NDArray[np.int32]) -> Embeddings:
         try:
-            embeddings: Embeddings = await self._child.call("encode", lengths, flat_ids, timeout=self._hang_seconds)
-            return embeddings
+            answer = await self._child.call("encode", lengths, flat_ids, timeout=self._hang_seconds)
         except DeadlineExceededError as error:
             self._child.kill()
             raise EncoderError(f"the encoder worker hung for {self._hang_seconds:g} s and is restarted") from error
+        embeddings: Embeddings = answer[0]
+        if answer[1] is not None:
+            self._note_prefixes(PrefixFigures(**answer[1]))
+        return embeddings
 
     async def _retry(self, lengths: NDArray[np.int32], flat_ids: NDArray[np.int32]) -> Embeddings:
         try:

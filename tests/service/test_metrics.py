@@ -4,6 +4,7 @@ import sys
 import pytest
 from prometheus_client import CollectorRegistry
 
+from service.encoders.base import PrefixFigures
 from service.metrics import Metrics
 
 
@@ -29,6 +30,19 @@ def test_metrics_a_batch_counts_tokens_texts_and_busy_time():
     assert value(metrics, "eoseek_tokens_total", kind="document") == 300
     assert value(metrics, "eoseek_batch_texts_sum", lane="document") == 3
     assert value(metrics, "eoseek_encoder_busy_seconds_total", lane="document") == 0.25
+
+
+def test_metrics_shared_openings_of_several_workers_add_up():
+    metrics = Metrics(CollectorRegistry())
+
+    metrics.note_prefixes(PrefixFigures(hits=3, misses=1, saved_tokens=90, held_tokens=30))
+    metrics.note_prefixes(PrefixFigures(hits=1, evictions=2, saved_tokens=8, held_tokens=-10))
+
+    assert value(metrics, "eoseek_prefix_lookups_total", outcome="hit") == 4
+    assert value(metrics, "eoseek_prefix_lookups_total", outcome="miss") == 1
+    assert value(metrics, "eoseek_prefix_evictions_total") == 2
+    assert value(metrics, "eoseek_prefix_saved_tokens_total") == 98
+    assert value(metrics, "eoseek_prefix_tokens") == 20
 
 
 def test_metrics_documents_are_counted_by_outcome():

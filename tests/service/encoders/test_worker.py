@@ -58,7 +58,7 @@ def test_worker_texts_survive_being_laid_end_to_end():
     encoder = FakeEncoder()
     lengths = np.array([len(ids) for ids in TEXTS], np.int32)
 
-    embeddings = Worker(encoder).encode(lengths, np.concatenate([np.array(ids, np.int32) for ids in TEXTS]))
+    embeddings, _ = Worker(encoder).encode(lengths, np.concatenate([np.array(ids, np.int32) for ids in TEXTS]))
 
     assert encoder.batches == [TEXTS]
     np.testing.assert_array_equal(embeddings, EXPECTED)
@@ -190,6 +190,31 @@ def test_worker_torch_encoder_gives_the_embeddings_of_its_own_process(tmp_path):
             np.testing.assert_allclose(await encoder.encode(texts), load_encoder(**options).encode(texts), atol=1e-6)
         finally:
             await encoder.stop()
+
+    run(test)
+
+
+def test_worker_tells_of_shared_openings_and_that_a_lost_one_held_them(tmp_path):
+    async def test():
+        told = []
+        encoder = WorkerEncoder(
+            {
+                "factory": "tests.fakes:build_fake_prefix_encoder",
+                "dimension": 8,
+                "die_once_path": str(tmp_path / "died"),
+            },
+            start_timeout_seconds=LIMIT_SECONDS,
+            on_prefixes=told.append,
+        )
+        await encoder.start()
+        try:
+            for texts in ([[1], [2]], [[3], [4], [5]], [[DIE_ONCE_ID], [6]]):
+                await encoder.encode(texts)
+        finally:
+            await encoder.stop()
+        # the fake holds ten tokens more with each text; none when it died, and none after the end
+        assert [each.hits for each in told] == [2, 3, 0, 2, 0]
+        assert [each.held_tokens for each in told] == [20, 30, -50, 20, -20]
 
     run(test)
 
