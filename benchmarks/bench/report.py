@@ -1,0 +1,102 @@
+"""A run in words and pictures: two tables in Markdown, a plot, and the page that keeps the tables."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench.goals import Goal, Works
+
+LINES = (
+    ("documents/s, in process", "documents", "documents/s"),
+    ("documents/s, over HTTP", "documents-http", "documents/s"),
+    ("real documents/s, in process", "real", "documents/s"),
+    ("long documents/s, in process", "long", "documents/s"),
+    ("queries/s, over HTTP", "queries", "queries/s"),
+    ("queries/s with an instruction, over HTTP", "instructed", "queries/s"),
+    ("one query, in process, p50 ms", "single", "p50 ms"),
+    ("one query, over HTTP, 8 clients, p99 ms", "queries", "p99 ms"),
+    ("server: start to ready, s", "start", "start seconds"),
+    ("server: MiB when ready", "start", "MiB when ready"),
+    ("server: MiB when warm", "start", "MiB when warm"),
+)
+MARKS = "<!-- the tables of make bench -->", "<!-- end of the tables -->"
+
+
+def tables(works: Works, goals: Sequence[Goal], names: Sequence[str], conditions: Sequence[str]) -> str:
+    """All that is printed: conditions, figures by engine, goals, and why something was not run."""
+    reasons = dict.fromkeys(
+        f"{name}: {result['not run']}"
+        for lines in works.values()
+        for name, result in lines.items()
+        if "not run" in result
+    )
+    parts = ["\n".join(conditions), figures(works, names), goal_table(goals)]
+    if reasons:
+        parts.append("Not run:\n\n" + "\n".join(f"- {reason}" for reason in reasons))
+    return "\n\n".join(parts) + "\n"
+
+
+def figures(works: Works, names: Sequence[str]) -> str:
+    """A line a measure, a column an engine; in brackets the lowest cosine to float32, one text at a time."""
+    rows = ["| | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
+    for title, work, key in LINES:
+        cells = [cell(works.get(work, {}).get(name), key) for name in names]
+        if any(cells):
+            rows.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def cell(result: dict[str, Any] | None, key: str) -> str:
+    """Empty for an engine that has no part in a work."""
+    if result is None:
+        return ""
+    if "not run" in result:
+        return "not run"
+    medians = result["medians"]
+    if key not in medians:
+        return ""
+    value = medians[key]
+    shown = f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+    is_speed = key.endswith("/s") or key == "p50 ms"
+    return f"{shown} ({medians['lowest cosine']:.4f})" if is_speed and "lowest cosine" in medians else shown
+
+
+def goal_table(goals: Sequence[Goal]) -> str:
+    verdicts = {True: "reached", False: "**missed**", None: "not measured"}
+    rows = ["| goal | measured | wanted | |", "| --- | --- | --- | --- |"]
+    rows += [f"| {each.name} | {each.measured} | {each.wanted} | {verdicts[each.reached]} |" for each in goals]
+    return "\n".join(rows)
+
+
+def write_page(page: Path, text: str) -> None:
+    """Put the tables between the page's marks.
+
+    Raises:
+        ValueError: the page has no marks.
+    """
+    begin, end = map(re.escape, MARKS)
+    content = page.read_text(encoding="utf-8")
+    found = re.subn(f"({begin}\n).*?({end})", lambda match: f"{match[1]}\n{text}\n{match[2]}", content, flags=re.DOTALL)
+    if not found[1]:
+        raise ValueError(f"{page} has no lines {MARKS[0]!r} and {MARKS[1]!r}; the tables go between them")
+    page.write_text(found[0], encoding="utf-8")
+
+
+def draw(works: Works, names: Sequence[str], path: Path, *, documents_limit: float | None) -> None:
+    """A panel a line of speeds, a bar an engine; the dotted line is what the machine's matrix products allow."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "eoseek"  # equal numbers give an equal file
+    lines = [line for line in LINES if line[2].endswith("/s") and line[1] in works]
+    drawn = Figure(figsize=(8, 1.2 + 1.5 * len(lines)), layout="constrained")
+    for axes, (title, work, key) in zip(drawn.subplots(len(lines), squeeze=False)[:, 0], lines, strict=True):
+        found = [(name, works[work][name]) for name in names if "medians" in works[work].get(name, {})]
+        axes.barh([name for name, _ in found], [result["medians"][key] for _, result in found], height=0.6)
+        if work == "documents" and documents_limit:
+            axes.axvline(documents_limit, linestyle=":", color="black")
+        axes.set_title(title, loc="left", fontsize="medium")
+        axes.invert_yaxis()
+        axes.spines[["top", "right"]].set_visible(False)
+    drawn.savefig(path, metadata={"Date": None})
