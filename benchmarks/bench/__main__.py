@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -38,6 +39,7 @@ ALL_WORKS = (*works.WORKS, *OWN_WORKS)
 def main() -> int:
     options = parse()
     start = time.perf_counter()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that engines are ended
     try:
         texts = workload(options)
     except ValueError as error:

@@ -1,12 +1,15 @@
 """Engines seen from here: a process each, called over pipes or HTTP, stopped by a signal while it is not its turn."""
 
 import base64
+import contextlib
+import ctypes
 import json
 import os
 import select
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ from benchmarks.bench.environments import FOLDER, OWN, ROOT, interpreter
 
 CALL_SECONDS = 1800.0
 START_SECONDS = 600.0
+_PR_SET_PDEATHSIG = 1
 Embeddings = NDArray[np.float32]
 
 
@@ -67,7 +71,13 @@ class Process:
         with self.log.open("wb") as log:
             options = {"stdin": subprocess.DEVNULL, "stdout": log} | pipes
             self._process = subprocess.Popen(
-                command, env=inherited | variables, cwd=ROOT, stderr=log, start_new_session=True, **options
+                command,
+                env=inherited | variables,
+                cwd=ROOT,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+                **options,
             )
         return self._process
 
@@ -102,6 +112,9 @@ class Process:
             process.kill()
         if self._process:
             self._process.wait()
+            for pipe in filter(None, (self._process.stdin, self._process.stdout)):
+                with contextlib.suppress(OSError):  # what a dead engine did not take
+                    pipe.close()
 
     def last_words(self) -> str:
         """The last line of its log that looks like an error, else the last one."""
@@ -118,6 +131,12 @@ class Process:
                 process.send_signal(number)
             except psutil.NoSuchProcess:
                 continue
+
+
+def _end_with_parent() -> None:
+    """An engine that is suspended would not see the end of its input, and stay for ever."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Child(Process):

@@ -77,7 +77,9 @@ def write_page(page: Path, text: str) -> None:
     """
     begin, end = map(re.escape, MARKS)
     content = page.read_text(encoding="utf-8")
-    found = re.subn(f"({begin}\n).*?({end})", lambda match: f"{match[1]}\n{text}\n{match[2]}", content, flags=re.DOTALL)
+    found = re.subn(
+        f"({begin}\n).*?({end})", lambda match: f"{match[1]}\n{text.strip()}\n\n{match[2]}", content, flags=re.DOTALL
+    )
     if not found[1]:
         raise ValueError(f"{page} has no lines {MARKS[0]!r} and {MARKS[1]!r}; the tables go between them")
     page.write_text(found[0], encoding="utf-8")
