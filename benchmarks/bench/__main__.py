@@ -86,9 +86,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--engines", type=_listed((OWN, *PEERS)), default=[OWN, *PEERS], help="comma-separated")
     parser.add_argument("--works", type=_listed(ALL_WORKS), default=list(ALL_WORKS), help="comma-separated")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="3, quick: 1")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of every engine")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the texts; one round unless --rounds is given")
+    parser.add_argument("--quick", action="store_true", help="a few texts and one round, to see that all runs")
     parser.add_argument("--stored", type=int, help="documents in the store that is searched; 10000, quick: 1000")
     parser.add_argument(
         "--workload", type=Path, help="texts of an earlier run, as it left them in .bench/workload.json"
@@ -97,8 +97,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=FOLDER / "result.json", help="the plot goes beside it")
     parser.add_argument("--page", type=Path, help="a page whose tables are replaced, as docs/performance.md")
     options = parser.parse_args()
-    if options.quick and "--rounds" not in " ".join(sys.argv):
-        options.rounds = 1
+    options.rounds = (1 if options.quick else 3) if options.rounds is None else options.rounds
     if min(options.rounds, options.threads) < 1:
         parser.error("--rounds and --threads are at least 1")
     options.stored = options.stored or (1000 if options.quick else 10_000)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 Works = dict[str, dict[str, dict[str, Any]]]
@@ -92,15 +93,16 @@ def _search(figures: Figures) -> Goal:
 
 
 def _memory(figures: Figures) -> Goal:
-    """Memory that the longest text takes beyond the shortest, by its number of tokens: no more than in proportion."""
+    """MiB a token between the longest texts against that between the shortest: 1 is a straight line."""
     medians = figures.works.get("long", {}).get("eoseek", {}).get("medians", {})
     taken = sorted((int(key.split()[2]), value) for key, value in medians.items() if key.startswith("MiB at "))
-    name, wanted = "memory of long documents", "in proportion to tokens, within a quarter"
-    if len(taken) < 2 or taken[0][1] <= 0:
+    name, wanted = "memory of long documents, slope at the long end", "at most 1.25x that at the short end"
+    slopes = [(more - less) / (many - few) for (few, less), (many, more) in pairwise(taken)]
+    if len(slopes) < 2 or slopes[0] <= 0:
         return Goal(name, "", wanted, None)
-    (few, less), (many, more) = taken[0], taken[-1]
     shown = ", ".join(f"{value:.0f} MiB at {tokens}" for tokens, value in taken)
-    return Goal(name, shown, wanted, more / less <= 1.25 * many / few)
+    ratio = slopes[-1] / slopes[0]
+    return Goal(name, f"{ratio:.2f}x: {shown}", wanted, ratio <= 1.25)
 
 
 def _growth(figures: Figures, documents: float | None) -> Goal:

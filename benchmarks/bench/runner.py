@@ -89,6 +89,9 @@ class Runner:
                 if name == LIMIT:
                     return {"GFLOP/s": engine.call("measure", seconds=LIMIT_SECONDS)}
                 return work.measure(self.bench, engine, number)
+            except (EngineError, RequestError):
+                self._engines.pop((name, work.side)).stop()  # the next work has a new one
+                raise
             finally:
                 engine.suspend()
 

@@ -122,7 +122,7 @@ def test_goals_ratios_limits_and_what_is_missing():
         "instructed": {"eoseek": medians(**{"queries/s": 8.9})},
         "single": {"eoseek": medians(**{"p50 ms": 10.0})},
         "search": {"eoseek": medians(**{"p50 ms": 15.0}), "store alone": medians(**{"p50 ms": 3.0})},
-        "long": {"eoseek": medians(**{"MiB at 2000 tokens": 10.0, "MiB at 8000 tokens": 51.0})},
+        "long": {"eoseek": medians(**{f"MiB at {tokens} tokens": tokens**2 / 1e6 for tokens in (2000, 4000, 8000)})},
         "growth": {"eoseek": medians(**{"1000": 8000.0, "10000": 4000.0})},
     }
     found = {each.name: each for each in goals(works, flop_per_document=1e10)}
@@ -133,7 +133,11 @@ def test_goals_ratios_limits_and_what_is_missing():
     assert reached["documents/s, times infinity"] is None
     assert reached["queries/s with an instruction, times those without"] is False
     assert reached["/search p50, one client"] is True
-    assert reached["memory of long documents"] is False
+    assert (
+        found["memory of long documents, slope at the long end"].measured
+        == "2.00x: 4 MiB at 2000, 16 MiB at 4000, 64 MiB at 8000"
+    )
+    assert reached["memory of long documents, slope at the long end"] is False
     assert found["documents/s at the largest store, times at the smallest"].measured.startswith("0.999x")
     assert reached["lowest cosine to float32, one text at a time"] is False
     assert reached["warm start to ready"] is None
