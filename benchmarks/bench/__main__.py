@@ -147,9 +147,9 @@ def measure(
         runner.stop()
         if OWN in options.engines and "start" in options.works:
             found["start"] = starts(bench, options.rounds, options.threads, store)
-        found.setdefault("start", {}).update(
-            {name: {"medians": values} for name, values in runner.servers.items() if name != OWN}
-        )
+        for name, values in runner.servers.items():
+            outcome = found.setdefault("start", {}).setdefault(name, {"medians": {}})
+            outcome["medians"] = values | outcome.get("medians", {})
         if OWN in options.engines and "growth" in options.works:
             found["growth"] = growth(bench, folder / "growth", options.threads, is_quick=options.quick)
     finally:

@@ -41,6 +41,7 @@ class Sizes:
 
     documents: int = 256
     queries: int = 256
+    instructed: int = 128
     single_queries: int = 32
     searches: int = 64
     paced_queries: int = 100
@@ -53,6 +54,7 @@ class Sizes:
 QUICK = Sizes(
     documents=6,
     queries=16,
+    instructed=16,
     single_queries=3,
     searches=6,
     paced_queries=25,
@@ -113,7 +115,7 @@ def make(sizes: Sizes, *, num_rounds: int, seed: int = 11, real: Sequence[str] =
     lengths = document_lengths(sizes.documents, random.Random(f"{seed}/lengths"))
     short = {
         "queries": sizes.queries,
-        "instructed": sizes.queries,
+        "instructed": sizes.instructed,
         "single queries": sizes.single_queries,
         "searches": sizes.searches,
         "idle queries": sizes.paced_queries,
