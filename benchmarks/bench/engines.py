@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from benchmarks.bench.environments import FOLDER, OWN, ROOT, interpreter
+from benchmarks.bench.environments import FOLDER, OWN, ROOT, has_gpu, interpreter
 
 CALL_SECONDS = 1800.0
 START_SECONDS = 600.0
@@ -251,6 +251,7 @@ def _server_command(spec: Spec, checkpoint: Path, port: int) -> list[str]:
         # what `vllm serve` runs, a command that the build for processors lacks
         command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
         command += ["--runner", "pooling", "--convert", "embed", "--served-model-name", "embedder"]
+        command += [] if has_gpu() else ["--enforce-eager"]  # see children/vllm.py
         return [*command, "--dtype", spec.dtype, *address]
     command = [str(python.parent / "infinity_emb"), "v2", "--model-id", str(checkpoint), "--engine", "torch"]
     command += ["--served-model-name", "embedder", "--url-prefix", "/v1", "--dtype", spec.dtype]
