@@ -26,7 +26,7 @@ from benchmarks.bench.environments import FOLDER, OWN, PEERS
 from benchmarks.bench.goals import goals
 from benchmarks.bench.limit import flop_per_token
 from benchmarks.bench.own import growth, prepared_store, starts, store_alone
-from benchmarks.bench.report import draw, tables, write_page
+from benchmarks.bench.report import MARKS, draw, tables, write_page
 from benchmarks.bench.runner import LIMIT, Runner, progress
 from benchmarks.bench.workload import QUICK, Sizes, Workload, make, read
 from benchmarks.running import DATA, real_texts, write_json
@@ -38,7 +38,6 @@ ALL_WORKS = (*works.WORKS, *OWN_WORKS)
 
 def main() -> int:
     options = parse()
-    start = time.perf_counter()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that engines are ended
     try:
         texts = workload(options)
@@ -55,7 +54,7 @@ def main() -> int:
     reached = goals(found, flop_per_document=document)
     limit = found.get("documents", {}).get(LIMIT, {}).get("medians", {}).get("GFLOP/s")
     names = [spec.name for spec in specs]
-    said = conditions(options, bench, runner, limit, document, time.perf_counter() - start)
+    said = conditions(options, bench, runner, limit, document)
     text = tables(found, reached, names, said)
     print(text)
     write_json(
@@ -100,6 +99,8 @@ def parse() -> argparse.Namespace:
     options.rounds = (1 if options.quick else 3) if options.rounds is None else options.rounds
     if min(options.rounds, options.threads) < 1:
         parser.error("--rounds and --threads are at least 1")
+    if options.page and not (options.page.is_file() and all(each in options.page.read_text("utf-8") for each in MARKS)):
+        parser.error(f"{options.page} has no lines {' and '.join(map(repr, MARKS))}; the tables go between them")
     options.stored = options.stored or (1000 if options.quick else 10_000)
     return options
 
@@ -132,6 +133,7 @@ def measure(
     """All works that were asked for, one after the other."""
     store = folder / "store"
     runner = Runner(bench, threads=options.threads, store=store)
+    runner.prepare(specs)
     found: dict[str, Any] = {}
     try:
         chosen = [works.WORKS[name] for name in options.works if name in works.WORKS]
@@ -163,14 +165,14 @@ def conditions(
     runner: Runner,
     limit: float | None,
     document: float,
-    seconds: float,
 ) -> list[str]:
     """What the figures were measured under."""
+    minutes = (time.perf_counter() - runner.started) / 60
     memory = psutil.virtual_memory().total / 2**30
     versions = {f"{name} {version}" for known in runner.versions.values() for name, version in known.items()}
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {options.threads} threads for every engine, {memory:.0f} GiB; "
-        f"medians of {options.rounds} rounds in turn, {seconds / 60:.0f} minutes in all"
+        f"medians of {options.rounds} rounds in turn, {minutes:.0f} minutes in all"
         + (" (a quick run, whose figures say nothing)." if options.quick else "."),
         f"{len(bench.workload.all('documents'))} documents, {bench.mean_tokens('documents'):.0f} tokens in the mean; "
         f"{', '.join(sorted(versions)) or 'no engine was loaded in process'}.",

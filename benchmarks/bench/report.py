@@ -1,6 +1,5 @@
 """A run in words and pictures: two tables in Markdown, a plot, and the page that keeps the tables."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,19 +69,11 @@ def goal_table(goals: Sequence[Goal]) -> str:
 
 
 def write_page(page: Path, text: str) -> None:
-    """Put the tables between the page's marks.
-
-    Raises:
-        ValueError: the page has no marks.
-    """
-    begin, end = map(re.escape, MARKS)
+    """Put the tables between the page's marks, which are there."""
     content = page.read_text(encoding="utf-8")
-    found = re.subn(
-        f"({begin}\n).*?({end})", lambda match: f"{match[1]}\n{text.strip()}\n\n{match[2]}", content, flags=re.DOTALL
-    )
-    if not found[1]:
-        raise ValueError(f"{page} has no lines {MARKS[0]!r} and {MARKS[1]!r}; the tables go between them")
-    page.write_text(found[0], encoding="utf-8")
+    before, _, rest = content.partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    page.write_text(f"{before}{MARKS[0]}\n\n{text.strip()}\n\n{MARKS[1]}{after}", encoding="utf-8")
 
 
 def draw(works: Works, names: Sequence[str], path: Path, *, documents_limit: float | None) -> None:

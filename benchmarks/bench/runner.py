@@ -6,6 +6,7 @@ its next one. One that fails is left out from there on, with the reason.
 
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import psutil
 
 from benchmarks.bench.engines import Child, EngineError, Offline, Process, Server, Spec
-from benchmarks.bench.environments import OWN, EnvironmentError, build, interpreter
+from benchmarks.bench.environments import OWN, InstallError, build, interpreter
 from benchmarks.bench.load import RequestError, closed
 from benchmarks.bench.workload import INSTRUCTION
 from benchmarks.bench.works import CLIENTS, EMBEDDINGS, THEIRS, Bench, Result, Work
@@ -44,7 +45,7 @@ def take_turns(
             try:
                 rounds[name].append(measure(name, number))
                 progress(f"{work}, round {number + 1}, {name}: {said(rounds[name][-1])}")
-            except (EngineError, RequestError, EnvironmentError) as error:
+            except (EngineError, RequestError) as error:
                 failed[name] = str(error)
                 progress(f"{work}, round {number + 1}, {name}: not run: {error}")
     return {name: {"not run": failed[name]} if name in failed else summary(rounds[name]) for name in names}
@@ -75,6 +76,18 @@ class Runner:
         self._threads, self._store = threads, store
         self._engines: dict[tuple[str, str], Any] = {}
         self._broken: dict[tuple[str, str], str] = {}
+        self._missing: dict[str, str] = {}
+        self.started = 0.0  # when all environments were there
+
+    def prepare(self, specs: Sequence[Spec]) -> None:
+        """Build the environments that are not there; engines of one that cannot be are not run."""
+        for environment in dict.fromkeys(spec.environment for spec in (*specs, THEIRS)):
+            try:
+                build(environment)
+            except InstallError as error:
+                self._missing[environment] = str(error)
+                progress(f"{environment}: {error}")
+        self.started = time.perf_counter()
 
     def run(self, work: Work, specs: Sequence[Spec]) -> dict[str, Outcome]:
         """Results by engine; beside documents also the machine's `limit`, which so has its turn like an engine."""
@@ -106,13 +119,14 @@ class Runner:
             self._make_room()
             try:
                 self._engines[key] = self._start(spec, side)
-            except (EngineError, RequestError, EnvironmentError) as error:
+            except (EngineError, RequestError) as error:
                 self._broken[key] = str(error)
                 raise EngineError(str(error)) from error
         return self._engines[key]
 
     def _start(self, spec: Spec, side: str) -> Process:
-        build(spec.environment)
+        if spec.environment in self._missing:
+            raise EngineError(self._missing[spec.environment])
         progress(f"starting {spec.name} ({side})")
         made: Child | Server
         path = self.bench.checkpoint.path

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench.engines import Child, EngineError
-from benchmarks.bench.environments import PEERS, PINS
+from benchmarks.bench.environments import PEERS, PINS, InstallError
 from benchmarks.bench.goals import goals
 from benchmarks.bench.limit import flop_per_token
 from benchmarks.bench.report import MARKS, cell, tables, write_page
-from benchmarks.bench.runner import summary, take_turns
+from benchmarks.bench.runner import Runner, summary, take_turns
 from benchmarks.bench.workload import MEAN_TOKENS, QUICK, Sizes, make, read
+from benchmarks.bench.works import VLLM, WORKS, Bench
 
 
 def engine(**load) -> Child:
@@ -155,3 +156,20 @@ def test_environment_pins_every_package_to_one_version(name):
     lines = [line for line in (PINS / f"{name}.txt").read_text().splitlines() if not line.startswith("#")]
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
     assert "torch==2.13.0" in lines
+
+
+def test_runner_environment_that_cannot_be_built_is_not_run_and_is_not_tried_twice(monkeypatch, tmp_path):
+    tried = []
+
+    def build(environment):
+        tried.append(environment)
+        raise InstallError("no such wheel")
+
+    monkeypatch.setattr("benchmarks.bench.runner.build", build)
+    made = make(QUICK, num_rounds=2)
+    bench = Bench(checkpoint=None, workload=made, reference={})
+    runner = Runner(bench, threads=1, store=tmp_path)
+    runner.prepare([VLLM])
+    found = runner.run(WORKS["single"], [VLLM])
+    assert found == {"vllm": {"not run": "no such wheel"}}
+    assert tried == ["vllm", "sentence-transformers"]

@@ -18,7 +18,7 @@ TORCH = "torch==2.13.0"
 PEERS = ("sentence-transformers", "infinity", "vllm")
 
 
-class EnvironmentError(Exception):
+class InstallError(Exception):
     """An environment could not be built; says why."""
 
 
@@ -31,7 +31,7 @@ def build(name: str) -> None:
     """Build an environment unless it is there with these pins.
 
     Raises:
-        EnvironmentError: pip failed; the last line that it said, and the log that has all.
+        InstallError: pip failed; the last line that it said, and the log that has all.
     """
     if name == OWN:
         return
@@ -71,6 +71,4 @@ def _run(command: list[str], log: Path) -> None:
         code = subprocess.run(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL).returncode
     if code:
         said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        raise EnvironmentError(
-            f"{' '.join(command[2:5])} ended with {code}: {(said or ['nothing'])[-1][:200]}; see {log}"
-        )
+        raise InstallError(f"{' '.join(command[2:5])} ended with {code}: {(said or ['nothing'])[-1][:200]}; see {log}")
