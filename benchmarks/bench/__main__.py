@@ -69,7 +69,7 @@ def main() -> int:
             "goals": [vars(each) for each in reached],
         },
     )
-    if any(work in found for work in works.WORKS):
+    if not works.WORKS.keys().isdisjoint(found):
         draw(found, names, options.json.with_suffix(".svg"), documents_limit=limit and limit * 1e9 / document)
     if options.page:
         write_page(options.page, text)
@@ -171,8 +171,8 @@ def conditions(
     memory = psutil.virtual_memory().total / 2**30
     versions = {f"{name} {version}" for known in runner.versions.values() for name, version in known.items()}
     lines = [
-        f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, {options.threads} threads for every engine, {memory:.0f} GiB; "
-        f"medians of {options.rounds} rounds in turn, {minutes:.0f} minutes in all"
+        f"{datetime.now(UTC):%Y-%m-%d}, {processor()}, threads of every engine: {options.threads}, {memory:.0f} GiB; "
+        f"rounds in turn: {options.rounds}, of which medians, {minutes:.0f} minutes in all"
         + (" (a quick run, whose figures say nothing)." if options.quick else "."),
         f"{len(bench.workload.all('documents'))} documents, {bench.mean_tokens('documents'):.0f} tokens in the mean; "
         f"{', '.join(sorted(versions)) or 'no engine was loaded in process'}.",

@@ -82,14 +82,24 @@ def draw(works: Works, names: Sequence[str], path: Path, *, documents_limit: flo
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.hashsalt"] = "eoseek"  # equal numbers give an equal file
-    lines = [line for line in LINES if line[2].endswith("/s") and line[1] in works]
-    drawn = Figure(figsize=(8, 1.2 + 1.5 * len(lines)), layout="constrained")
-    for axes, (title, work, key) in zip(drawn.subplots(len(lines), squeeze=False)[:, 0], lines, strict=True):
-        found = [(name, works[work][name]) for name in names if "medians" in works[work].get(name, {})]
-        axes.barh([name for name, _ in found], [result["medians"][key] for _, result in found], height=0.6)
+    panels = [
+        (title, work, [(name, works[work][name]["medians"][key]) for name in names if _has(works, work, name, key)])
+        for title, work, key in LINES
+        if key.endswith("/s") and work in works
+    ]
+    bars = [1 + len(found) for _, _, found in panels]
+    drawn = Figure(figsize=(8, 0.35 * sum(bars) + 0.5 * len(panels)), layout="constrained")
+    grid = drawn.subplots(len(panels), squeeze=False, height_ratios=bars)
+    for axes, (title, work, found) in zip(grid[:, 0], panels, strict=True):
+        axes.barh([name for name, _ in found], [value for _, value in found], height=0.6)
+        axes.set_ylim(-0.6, len(found) - 0.4)
         if work == "documents" and documents_limit:
             axes.axvline(documents_limit, linestyle=":", color="black")
         axes.set_title(title, loc="left", fontsize="medium")
         axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
-    drawn.savefig(path, metadata={"Date": None})
+    drawn.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _has(works: Works, work: str, name: str, key: str) -> bool:
+    return key in works[work].get(name, {}).get("medians", {})
