@@ -1,12 +1,13 @@
 # make serve   a ready service with the demo collection         make test    all tests
 # make test-vllm   the tests that need vLLM, in an environment of their own      make vllm-env   that environment alone
 # make check   format, lint, types, import arrows, audit        make install the service alone, nothing started
+# make bench   speeds beside vLLM, Infinity and sentence-transformers, each in an environment of its own; BENCH=--quick to try it
 # make train-default   tunes the default checkpoint's adapter anew; hours, or minutes with SMOKE=1, to try the chain
 #
 # Each target does its own set-up; stamps inside the virtual environment remember what is done.
 # Variables, on the command line or in the environment:
 #   PYTHON=python3.12  PORT=9000  ENCODER=<checkpoint directory or hub name>  COLLECTION=<default collection>  ARGS=<for pytest>
-#   DATA=<folder of train/ and train-labelled/>  SMOKE=1  VLLM_VENV=<its environment>
+#   DATA=<folder of train/ and train-labelled/>  SMOKE=1  VLLM_VENV=<its environment>  BENCH=<options of python -m benchmarks.bench>
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -34,7 +35,7 @@ RECIPE_OPTIONS := --data-root $(RUNS)/data --set output=$(RUNS) $(if $(SMOKE), \
   --set document_length=64 --set evaluation.every_steps=2 --set evaluation.held_out_queries=1 \
   --set evaluation.corpus_size=24 --set logging_steps=1)
 
-.PHONY: help install install-dev model serve test vllm-env test-vllm check audit format training-data train-default clean
+.PHONY: help install install-dev model serve test vllm-env test-vllm bench check audit format training-data train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -89,6 +90,9 @@ vllm-env: $(VLLM_VENV)/stamp
 test-vllm: vllm-env model
 	$(VLLM_VENV)/bin/python -m pytest tests/service/encoders/test_conformance.py -k vllm $(ARGS)
 
+bench: install-dev model
+	$(BIN)/python -m benchmarks.bench $(BENCH)
+
 check: install-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -132,4 +136,4 @@ train-default: $(VENV)/stamps/train $(RUNS)/data/teacher/teacher.json
 	$(BIN)/eoseek export $(RUNS)/continued/$(NAME) --output $(ADAPTER) --adapter-rank 32 --base smollm2-135m-instruct
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VLLM_VENV) .bench *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

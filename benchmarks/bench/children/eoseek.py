@@ -1,0 +1,30 @@
+"""Ours, in process: token contract and encoder as the service's worker runs them."""
+
+from typing import Any
+
+from benchmarks.bench.children import serve
+from service.encoders.checkpoint import load_checkpoint
+from service.encoders.torch_encoder import load_encoder
+
+
+class Eoseek:
+    """The torch encoder behind the contract's prompts."""
+
+    def __init__(self, *, checkpoint: str, dtype: str, threads: int) -> None:
+        import torch
+        import transformers
+
+        self._contract = load_checkpoint(checkpoint).contract
+        self._encoder = load_encoder(checkpoint, dtype=dtype, threads=threads)
+        self.versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+
+    def encode(self, texts: list[str], *, kind: str, instruction: str) -> Any:
+        if kind == "query":
+            tokenized = self._contract.queries(texts, instruction=instruction)
+        else:
+            tokenized = self._contract.documents([("", text) for text in texts])
+        return self._encoder.encode(tokenized.token_ids)
+
+
+if __name__ == "__main__":
+    serve(Eoseek)
