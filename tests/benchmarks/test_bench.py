@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench.engines import Child, EngineError
-from benchmarks.bench.environments import PEERS, PINS, InstallError
+from benchmarks.bench.environments import PEERS, InstallError, pins
 from benchmarks.bench.goals import goals
 from benchmarks.bench.limit import flop_per_token
 from benchmarks.bench.report import MARKS, cell, tables, write_page
@@ -153,7 +153,7 @@ def test_page_gets_the_tables_between_its_marks(tmp_path):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_environment_pins_every_package_to_one_version(name):
-    lines = [line for line in (PINS / f"{name}.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [line for line in pins(name).read_text().splitlines() if not line.startswith("#")]
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
     assert "torch==2.13.0" in lines
 

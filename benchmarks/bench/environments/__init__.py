@@ -36,7 +36,7 @@ def build(name: str) -> None:
     if name == OWN:
         return
     steps = _steps(name)
-    stamp, wanted = FOLDER / name / "stamp", hashlib.sha256(repr(steps).encode() + _pins(name).read_bytes()).hexdigest()
+    stamp, wanted = FOLDER / name / "stamp", hashlib.sha256(repr(steps).encode() + pins(name).read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
         return
     print(f"building the environment of {name} in {FOLDER / name}, once; minutes", file=sys.stderr, flush=True)
@@ -54,7 +54,8 @@ def has_gpu() -> bool:
     return shutil.which("nvidia-smi") is not None
 
 
-def _pins(name: str) -> Path:
+def pins(name: str) -> Path:
+    """Of an engine's environment: exact versions, for pip."""
     return ROOT / "requirements-vllm.txt" if name == "vllm" else PINS / f"{name}.txt"  # what the tests of vLLM take
 
 
@@ -63,7 +64,7 @@ def _steps(name: str) -> list[list[str]]:
     if name == "vllm" and has_gpu():
         return [["vllm==0.32.0"]]
     # torch for itself: its CUDA build brings libraries along that the pins, made without a GPU, do not name
-    return [[TORCH, "-c", str(_pins(name))], ["--no-deps", "-r", str(_pins(name))]]
+    return [[TORCH, "-c", str(pins(name))], ["--no-deps", "-r", str(pins(name))]]
 
 
 def _run(command: list[str], log: Path) -> None:
