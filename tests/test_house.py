@@ -13,11 +13,13 @@ import pytest
 import typer.main
 import yaml
 from packaging.requirements import Requirement
-from pydantic import BaseModel
+from prometheus_client import CollectorRegistry
 
 from eoseek.cli import app
+from eoseek.reference import PAGES, settings_rows
 from service.app import create_app
-from service.settings import Settings
+from service.metrics import Metrics
+from service.settings import Settings, variables
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,23 +27,6 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
-
-
-def leaves(model: type[BaseModel], prefix: str = "EOSEEK_"):
-    """Each setting as name of its variable, default, description."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from leaves(field.annotation, f"{prefix}{name.upper()}__")
-        else:
-            yield f"{prefix}{name.upper()}", field.get_default(call_default_factory=True), field.description
-
-
-def settings_table() -> str:
-    rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
-    for variable, default, description in leaves(Settings):
-        shown = "~/.cache/eoseek/store" if isinstance(default, Path) else default
-        rows.append(f"| `{variable}` | {'' if shown is None else f'`{shown}`'} | {description} |")
-    return "\n".join(rows) + "\n"
 
 
 def commands(group=None, prefix=()):
@@ -81,8 +66,28 @@ def test_readme_json_examples_are_json():
         json.loads(text)
 
 
-def test_readme_settings_table_is_the_code_s():
-    assert settings_table() in README, f"the settings table in README.md should read:\n{settings_table()}"
+def test_readme_settings_are_the_code_s():
+    rows = re.findall(r"^\| `EOSEEK_.*", README, re.MULTILINE)
+    assert len(rows) > 10
+    assert [row for row in rows if row not in settings_rows()] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_made_of_the_code_is_what_make_docs_writes(name):
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == PAGES[name](), "run `make docs`"
+
+
+def test_settings_page_has_every_variable_that_the_service_takes():
+    listed = re.findall(r"^\| `(EOSEEK_\w+)`", PAGES["settings.md"](), re.MULTILINE)
+    assert set(listed) == {*variables(), "EOSEEK_URL", "EOSEEK_API_KEY"}
+
+
+def test_metrics_page_has_every_family_of_the_registry():
+    registry = CollectorRegistry()
+    Metrics(registry)
+    families = {family.name for family in registry.collect() if "process_" not in family.name}
+    listed = re.findall(r"^\| `(eoseek_\w+?)(?:_total|_info)?`", PAGES["metrics.md"](), re.MULTILINE)
+    assert set(listed) == families
 
 
 @pytest.mark.parametrize("call", readme_calls("make"), ids=" ".join)
@@ -168,7 +173,7 @@ def test_dockerfile_runs_only_make_targets_as_another_user_than_root():
 
 @pytest.mark.parametrize("name", ["eoseek", "eoseek-qdrant"])
 def test_compose_and_dockerfile_set_only_variables_that_exist(name):
-    known = {variable for variable, _, _ in leaves(Settings)}
+    known = set(variables())
     in_image = set(re.findall(r"\b(EOSEEK_\w+)=", DOCKERFILE))
     assert in_image | set(COMPOSE["services"][name]["environment"]) <= known
 
@@ -205,7 +210,7 @@ def test_compose_watchers_are_confined_checked_and_on_loopback_and_their_files_e
 
 
 def test_make_variables_set_only_settings_that_exist():
-    known = {variable for variable, _, _ in leaves(Settings)}
+    known = set(variables())
     assert set(re.findall(r"export (EOSEEK_\w+)", MAKEFILE)) <= known
 
 
