@@ -127,7 +127,7 @@ class NotFoundError(EoseekError):
     code = "not_found"
     status = 404
     title = "Not found"
-    remedy = "Check the name or id; `GET /collections` lists what there is."
+    remedy = "Check the name or id; `GET /collections` lists what there is, `PUT /collections/{name}` makes one."
 
 
 class FingerprintMismatchError(EoseekError):

@@ -38,6 +38,8 @@ BEFORE = {
         "mkdir checkpoints\ncp -r models/next checkpoints/mine"
     ),
 }
+# shown for the error that comes of it
+REFUSED = "-H 'X-Request-Id: try-1'"
 PAGES = ["README.md", "docs/api.md"]
 
 
@@ -51,7 +53,10 @@ def shell_blocks() -> list[tuple[str, int, Block]]:
 
 
 def write_programs(folder: Path) -> None:
-    """`eoseek` and `python` on the path, and an environment to activate; `eoseek serve` ends once it is ready."""
+    """`eoseek`, `python` and `curl` on the path, and an environment to activate.
+
+    `eoseek serve` ends once it is ready; an answer that is an error is one to the shell as well.
+    """
     bin = folder / ".venv" / "bin"
     bin.mkdir(parents=True)
     (bin / "activate").write_text(f"PATH={bin}:$PATH\n")
@@ -60,6 +65,7 @@ def write_programs(folder: Path) -> None:
         '#!/bin/sh\nif [ "$1" = serve ]; then exec python -m tests.serve_until_ready "$@"; fi\n'
         'exec python -m eoseek "$@"\n'
     )
+    (bin / "curl").write_text(f'#!/bin/sh\nexec {shutil.which("curl")} --fail-with-body "$@"\n')
     for program in bin.iterdir():
         program.chmod(0o755)
 
@@ -94,7 +100,8 @@ def script(block: Block, folder: Path) -> str:
     lines = ["set -e"]
     for command in shell_commands(block.text):
         lines += [BEFORE[command]] if command in BEFORE else []
-        lines += [command] if command not in NOT_RUN else []
+        refused = " && exit 1 || [ $? = 22 ]" if REFUSED in command else ""
+        lines += [command + refused] if command not in NOT_RUN else []
     keys = iter("abcdefgh")
     text = re.sub(r'"\.\.\."', lambda _: f'"{next(keys) * 32}"', "\n".join(lines))
     return text.replace("/models/next", f"{folder}/models/next")
@@ -130,9 +137,17 @@ def shape(value: object) -> object:
 def test_answers_are_those_of_a_service(running, page, first):
     shown_calls, shown = blocks(read(page))[first:][:2]
     curl = f"curl -s -X DELETE {URL}/documents"
-    running.run(["sh", "-c"], f"{curl}/heapq.merge; {curl}/math.gcd")  # as at the beginning
-    given = running.run(["sh", "-c"], shown_calls.text)
+    running.run(["sh", "-c"], f"{curl}/heapq.merge; {curl}/math.gcd || true")  # as at the beginning
+    given = running.run(["sh", "-c"], script(shown_calls, running.folder))
     assert [shape(each) for each in documents_in(given)] == [shape(each) for each in documents_in(shown.text)]
+
+
+def test_filters_of_the_page_find_and_delete_what_they_say(running):
+    calls, _, filters = [each for each in blocks(read("docs/api.md")) if each.language == "sh"][:3]
+    running.run(["sh", "-c"], script(calls, running.folder))
+    found, deleted = documents_in(running.run(["sh", "-c"], script(filters, running.folder)))
+    assert [each["id"] for each in found["results"]] == ["1"]
+    assert deleted == {"deleted": 0}
 
 
 def test_readme_python_block_finds_what_it_indexed(running):
