@@ -35,6 +35,7 @@ PAGES_OF_PEOPLE = [
     *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md") if path.name != "design.md"),
     "deploy/kubernetes/README.md",
 ]
+OTHER_PROGRAMS = ("benchmarks", "docker", "pip ", "torchrun", "vllm ")
 MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 
 
@@ -131,6 +132,16 @@ def test_page_command_between_backquotes_exists_with_its_options(page, span):
     call = span.split()[1:]
     known = {option for parameter in COMMANDS[named(call)].params for option in parameter.opts}
     assert {word for word in call if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("page", PAGES_OF_PEOPLE)
+def test_page_option_between_backquotes_is_one_of_ours_or_of_a_program_that_is_named(page):
+    ours = {option for command in COMMANDS.values() for each in command.params for option in each.opts}
+    ours |= {option for command in COMMANDS.values() for each in command.params for option in each.secondary_opts}
+    spans = re.findall(r"`([^`]*)`", prose(page))
+    spans = [span for span in spans if not any(program in span for program in OTHER_PROGRAMS)]
+    options = {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", span)}
+    assert options - ours <= {"--help", "--max-model-len"}  # the latter is vLLM's
 
 
 @pytest.mark.parametrize("page", PAGES_OF_PEOPLE)
