@@ -2,6 +2,7 @@
 # make test-vllm   the tests that need vLLM, in an environment of their own      make vllm-env   that environment alone
 # make check   format, lint, types, import arrows, audit        make install the service alone, nothing started
 # make bench   speeds beside vLLM, Infinity and sentence-transformers, each in an environment of its own; BENCH=--quick to try it
+# make docs    writes the pages of docs/ that are made of the code
 # make train-default   tunes the default checkpoint's adapter anew; hours, or minutes with SMOKE=1, to try the chain
 #
 # Each target does its own set-up; stamps inside the virtual environment remember what is done.
@@ -35,7 +36,7 @@ RECIPE_OPTIONS := --data-root $(RUNS)/data --set output=$(RUNS) $(if $(SMOKE), \
   --set document_length=64 --set evaluation.every_steps=2 --set evaluation.held_out_queries=1 \
   --set evaluation.corpus_size=24 --set logging_steps=1)
 
-.PHONY: help install install-dev model serve test vllm-env test-vllm bench check audit format training-data train-default clean
+.PHONY: help install install-dev model serve test vllm-env test-vllm bench check audit format docs training-data train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -112,6 +113,9 @@ audit: install-dev
 format: install-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: install-dev
+	$(BIN)/python -m eoseek.reference docs
 
 # DATA may be read-only, so the training files are linked into a folder that also takes the teacher's vectors
 training-data:

@@ -108,6 +108,15 @@ def serve(demo: Annotated[bool, typer.Option("--demo", help="Also index the demo
 
 
 @app.command()
+def settings() -> None:
+    """Print the settings in effect, keys hidden; a default is commented out."""
+    from eoseek.reference import settings_in_effect
+
+    for line in settings_in_effect(_settings()):
+        print(line)
+
+
+@app.command()
 def ingest(
     files: Annotated[list[str], typer.Argument(help="`.jsonl` or `.jsonl.gz`, BEIR or plain; - is stdin.")],
     collection: Annotated[

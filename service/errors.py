@@ -8,11 +8,15 @@ from typing import Any, ClassVar, Self
 
 
 class EoseekError(Exception):
-    """Base of all errors with a stable `code`; `detail` is written for the caller."""
+    """A fault of the service, and the base of all errors.
+
+    `code` is stable and `detail` written for the caller; `remedy` says for docs/errors.md what to do about the kind.
+    """
 
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
+    remedy: ClassVar[str] = "Report it with the answer's `instance`, by which the service's log has its traceback."
 
     def __init__(
         self, detail: str, *, retry_after_seconds: float | None = None, extra: dict[str, Any] | None = None
@@ -28,10 +32,11 @@ class EoseekError(Exception):
 
 
 class ConfigurationError(EoseekError):
-    """The service cannot start as configured; the command ends with this line and exit code 2."""
+    """The service cannot start as configured; the command ends with one line and exit code 2."""
 
     code = "configuration"
     title = "Configuration error"
+    remedy = "Correct the setting, option or file that the line names."
 
 
 class InvalidInputError(EoseekError):
@@ -40,6 +45,7 @@ class InvalidInputError(EoseekError):
     code = "invalid_input"
     status = 422
     title = "Invalid input"
+    remedy = "Send what `detail` asks for; `errors` names each refused field. The same request fails again."
 
 
 class MalformedInputError(EoseekError):
@@ -48,6 +54,7 @@ class MalformedInputError(EoseekError):
     code = "malformed_input"
     status = 400
     title = "Malformed input"
+    remedy = "Send JSON in UTF-8, with finite numbers and without lone surrogates."
 
 
 class TextTooLongError(InvalidInputError):
@@ -55,6 +62,7 @@ class TextTooLongError(InvalidInputError):
 
     code = "text_too_long"
     title = "Text too long"
+    remedy = "Split the text, or send `truncate: true` and read in the answer what was cut."
 
 
 class InvalidFilterError(InvalidInputError):
@@ -62,6 +70,7 @@ class InvalidFilterError(InvalidInputError):
 
     code = "invalid_filter"
     title = "Invalid filter"
+    remedy = "Correct the place that `detail` names; filters are Qdrant's JSON."
 
 
 class ClientGoneError(MalformedInputError):
@@ -69,6 +78,7 @@ class ClientGoneError(MalformedInputError):
 
     code = "client_gone"
     title = "Client gone"
+    remedy = "Nothing, or a longer time limit in the client."
 
 
 class UnsupportedMediaTypeError(EoseekError):
@@ -77,6 +87,7 @@ class UnsupportedMediaTypeError(EoseekError):
     code = "unsupported_media_type"
     status = 415
     title = "Unsupported media type"
+    remedy = "Send `application/json`, uncompressed; documents also as `application/x-ndjson`."
 
 
 class BodyTooLargeError(EoseekError):
@@ -85,6 +96,7 @@ class BodyTooLargeError(EoseekError):
     code = "body_too_large"
     status = 413
     title = "Body too large"
+    remedy = "Send several requests, documents as NDJSON, or raise `EOSEEK_API__MAX_BODY_BYTES`."
 
 
 class AccessError(EoseekError):
@@ -101,6 +113,7 @@ class UnauthorizedError(AccessError):
     code = "unauthorized"
     status = 401
     title = "A key is needed"
+    remedy = "Send `Authorization: Bearer KEY`."
 
 
 class ForbiddenError(AccessError):
@@ -109,6 +122,7 @@ class ForbiddenError(AccessError):
     code = "forbidden"
     status = 403
     title = "Not allowed"
+    remedy = "Use a key of the role, and for the collection, that `detail` names. List a page's origin for CORS."
 
 
 class NotFoundError(EoseekError):
@@ -117,6 +131,7 @@ class NotFoundError(EoseekError):
     code = "not_found"
     status = 404
     title = "Not found"
+    remedy = "Check the name or id; `GET /collections` lists what there is, `PUT /collections/{name}` makes one."
 
 
 class FingerprintMismatchError(EoseekError):
@@ -125,6 +140,7 @@ class FingerprintMismatchError(EoseekError):
     code = "fingerprint_mismatch"
     status = 409
     title = "Collection belongs to another checkpoint"
+    remedy = "Re-index it, start the checkpoint that encoded it, or use another collection."
 
 
 class ReindexConflictError(EoseekError):
@@ -133,30 +149,34 @@ class ReindexConflictError(EoseekError):
     code = "reindex_conflict"
     status = 409
     title = "Not in this state of the re-index"
+    remedy = "Ask `GET /collections/{name}/reindex` for its stage; `detail` names the step that is possible."
 
 
 class OverloadedError(EoseekError):
-    """Admission is full; `retry_after_seconds` estimates when it is not."""
+    """Admission is full; `Retry-After` estimates when it is not."""
 
     code = "overloaded"
     status = 429
     title = "Overloaded"
+    remedy = "Send it again after `Retry-After` seconds, with fewer requests at once."
 
 
 class RateLimitedError(EoseekError):
-    """A key's own rate is spent; `retry_after_seconds` says when it is not."""
+    """A key's own rate is spent; `Retry-After` says when it is not."""
 
     code = "rate_limited"
     status = 429
     title = "Too many requests with this key"
+    remedy = "Send it again after `Retry-After` seconds; the rate is the key's `requests_per_second`."
 
 
 class NotReadyError(EoseekError):
-    """Base of the errors that time may heal; answered with 503."""
+    """A part is away, starting or ending; base of the errors that time may heal."""
 
     code = "not_ready"
     status = 503
     title = "Not ready"
+    remedy = "Send it again after `Retry-After` seconds."
 
 
 class CollectionSwitchedError(NotReadyError):
@@ -164,6 +184,7 @@ class CollectionSwitchedError(NotReadyError):
 
     code = "collection_switched"
     title = "Collection was switched"
+    remedy = "Send the document again; it is then encoded for the collection that serves."
 
 
 class DeadlineExceededError(NotReadyError):
@@ -171,6 +192,7 @@ class DeadlineExceededError(NotReadyError):
 
     code = "deadline_exceeded"
     title = "Deadline exceeded"
+    remedy = "Send less at once, or wait longer: `X-Request-Timeout`, `EOSEEK_API__REQUEST_TIMEOUT_SECONDS`."
 
 
 class EncoderError(NotReadyError):
@@ -178,6 +200,7 @@ class EncoderError(NotReadyError):
 
     code = "encoder_unavailable"
     title = "Encoder unavailable"
+    remedy = "Send it again after `Retry-After` seconds; where it stays: EoseekEncodeFailures in docs/operations.md."
 
 
 class StoreError(NotReadyError):
@@ -185,6 +208,7 @@ class StoreError(NotReadyError):
 
     code = "store_unavailable"
     title = "Store unavailable"
+    remedy = "Send it again after `Retry-After` seconds; where it stays: EoseekStoreErrors in docs/operations.md."
 
 
 class NotImplementedHereError(EoseekError):
@@ -193,6 +217,7 @@ class NotImplementedHereError(EoseekError):
     code = "not_implemented"
     status = 501
     title = "Not implemented"
+    remedy = "Use another store; `detail` says which way there is."
 
 
 def _subclasses(cls: type[EoseekError]) -> list[type[EoseekError]]:

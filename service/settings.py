@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import ConfigurationError
@@ -100,7 +101,7 @@ class ApiSettings(Group):
     keys: Annotated[tuple[ApiKey, ...], NoDecode, BeforeValidator(_json_list)] = Field(
         (),
         repr=False,
-        description='Who may call, as JSON: `[{"role": "read", "key": "..."}]`; see [Keys](#keys). None: everybody.',
+        description='Who may call, as JSON: `[{"role": "read", "key": "..."}]`; see README.md, Keys. None: everybody.',
     )
     keys_file: Path | None = Field(None, description="File that holds the same JSON, instead of the variable.")
     open_operations: bool = Field(
@@ -306,28 +307,28 @@ class Settings(BaseSettings):
     def _knows_every_variable(cls, values: Any) -> Any:
         # a misspelt one below a group is refused there; without this a misspelt group would be ignored, and so would
         # what is below a setting that is no group
-        variables = _variables(cls, _PREFIX)
+        known = variables(cls)
 
         def below(name: str) -> bool:
             """Whether a setting that is no group stands before a `__` in it."""
-            return any(name.startswith(f"{variable}__") for variable in variables)
+            return any(name.startswith(f"{variable}__") for variable in known)
 
         for name, value in sorted((name.upper(), value) for name, value in os.environ.items()):
             field = name.removeprefix(_PREFIX).partition("__")[0].lower()
             is_known = name in _OTHERS or name.startswith(_TESTS) or (field in cls.model_fields and not below(name))
             if name.startswith(_PREFIX) and not is_known and not _SERVICE_LINK.fullmatch(f"{name}={value}"):
-                nearest = difflib.get_close_matches(name, [*variables, *_OTHERS], n=1, cutoff=0)[0]
+                nearest = difflib.get_close_matches(name, [*known, *_OTHERS], n=1, cutoff=0)[0]
                 raise ConfigurationError(f"{name} is no setting; the nearest one is {nearest}")
         return values
 
 
-def _variables(group: type[BaseModel], prefix: str) -> list[str]:
-    """The names of all variables of a group, its groups' included."""
-    names = []
+def variables(group: type[BaseModel] = Settings, prefix: str = _PREFIX) -> dict[str, FieldInfo]:
+    """All variables of a group by name, its groups' included; in the order of the code."""
+    found: dict[str, FieldInfo] = {}
     for name, field in group.model_fields.items():
         variable, kind = f"{prefix}{name.upper()}", field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            names += _variables(kind, f"{variable}__")
+            found |= variables(kind, f"{variable}__")
         else:
-            names.append(variable)
-    return names
+            found[variable] = field
+    return found

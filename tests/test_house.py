@@ -3,45 +3,40 @@
 import ast
 import json
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import typer.main
 import yaml
 from packaging.requirements import Requirement
-from pydantic import BaseModel
+from prometheus_client import CollectorRegistry
 
 from eoseek.cli import app
+from eoseek.reference import PAGES, settings_rows
 from service.app import create_app
-from service.settings import Settings
+from service.metrics import Metrics
+from service.settings import Settings, variables
+from tests.pages import blocks, read, shell_commands, words
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+PAGES_OF_PEOPLE = [
+    "README.md",
+    "README.zh.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md") if path.name != "design.md"),
+    "deploy/kubernetes/README.md",
+]
+OTHER_PROGRAMS = ("benchmarks", "docker", "pip ", "torchrun", "vllm ")
 MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
-
-
-def leaves(model: type[BaseModel], prefix: str = "EOSEEK_"):
-    """Each setting as name of its variable, default, description."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from leaves(field.annotation, f"{prefix}{name.upper()}__")
-        else:
-            yield f"{prefix}{name.upper()}", field.get_default(call_default_factory=True), field.description
-
-
-def settings_table() -> str:
-    rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
-    for variable, default, description in leaves(Settings):
-        shown = "~/.cache/eoseek/store" if isinstance(default, Path) else default
-        rows.append(f"| `{variable}` | {'' if shown is None else f'`{shown}`'} | {description} |")
-    return "\n".join(rows) + "\n"
 
 
 def commands(group=None, prefix=()):
@@ -57,20 +52,36 @@ def commands(group=None, prefix=()):
 COMMANDS = dict(commands())
 
 
-def shell_commands() -> list[list[str]]:
-    """The words of each command in README's shell examples; a quoted argument may span lines."""
-    blocks = "".join(re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
-    found, pending = [], ""
-    for line in blocks.replace("\\\n", " ").splitlines():
-        pending += line + "\n"
-        if pending.count("'") % 2 == 0:
-            found.append(shlex.split(pending, comments=True))
-            pending = ""
-    return [words for words in found if words]
+def calls(program: str) -> list[tuple[str, list[str]]]:
+    """What follows a program's name in the shell blocks of all pages, with the page."""
+    found = []
+    for page in PAGES_OF_PEOPLE:
+        shell = [block.text for block in blocks(read(page)) if block.language == "sh"]
+        commands = [words(command) for text in shell for command in shell_commands(text)]
+        found += [(page, each[each.index(program) + 1 :]) for each in commands if program in each[:-1]]
+    return found
 
 
-def readme_calls(program: str) -> list[list[str]]:
-    return [words[words.index(program) + 1 :] for words in shell_commands() if program in words]
+def named(call: list[str]) -> tuple[str, ...]:
+    """The words of a call that name its command. Raises StopIteration where there is no such command."""
+    return next(each for each in COMMANDS if tuple(call[: len(each)]) == each)
+
+
+def inline_calls() -> list[tuple[str, str]]:
+    """`eoseek ...` between backquotes on all pages, without those that name the program alone."""
+    spans = [(page, span) for page in PAGES_OF_PEOPLE for span in re.findall(r"`(eoseek [a-z][^`]*)`", prose(page))]
+    return [each for each in spans if each[1] not in ("eoseek serve",)]
+
+
+def prose(page: str) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```\w*\n.*?^```$", "", read(page), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: str) -> set[str]:
+    """What `#...` may name of a page, as GitHub makes it of headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_readme_json_examples_are_json():
@@ -81,23 +92,78 @@ def test_readme_json_examples_are_json():
         json.loads(text)
 
 
-def test_readme_settings_table_is_the_code_s():
-    assert settings_table() in README, f"the settings table in README.md should read:\n{settings_table()}"
+def test_readme_settings_are_the_code_s():
+    rows = re.findall(r"^\| `EOSEEK_.*", README, re.MULTILINE)
+    assert len(rows) > 10
+    assert [row for row in rows if row not in settings_rows()] == []
 
 
-@pytest.mark.parametrize("call", readme_calls("make"), ids=" ".join)
-def test_readme_make_target_exists(call):
+@pytest.mark.parametrize("name", PAGES)
+def test_page_made_of_the_code_is_what_make_docs_writes(name):
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == PAGES[name](), "run `make docs`"
+
+
+def test_settings_page_has_every_variable_that_the_service_takes():
+    listed = re.findall(r"^\| `(EOSEEK_\w+)`", PAGES["settings.md"](), re.MULTILINE)
+    assert set(listed) == {*variables(), "EOSEEK_URL", "EOSEEK_API_KEY"}
+
+
+def test_metrics_page_has_every_family_of_the_registry():
+    registry = CollectorRegistry()
+    Metrics(registry)
+    families = {family.name for family in registry.collect() if "process_" not in family.name}
+    listed = re.findall(r"^\| `(eoseek_\w+?)(?:_total|_info)?`", PAGES["metrics.md"](), re.MULTILINE)
+    assert set(listed) == families
+
+
+@pytest.mark.parametrize(("page", "call"), calls("make"), ids=str)
+def test_page_make_target_exists(page, call):
     assert {word for word in call if "=" not in word} <= MAKE_TARGETS
 
 
-@pytest.mark.parametrize("call", readme_calls("eoseek"), ids=" ".join)
-def test_readme_command_is_accepted_by_the_command_line(call):
-    words = next(words for words in COMMANDS if tuple(call[: len(words)]) == words)
-    COMMANDS[words].make_context("eoseek", call[len(words) :])
+@pytest.mark.parametrize(("page", "call"), calls("eoseek"), ids=str)
+def test_page_command_is_accepted_by_the_command_line(page, call):
+    command = named(call)
+    COMMANDS[command].make_context("eoseek", call[len(command) :])
+
+
+@pytest.mark.parametrize(("page", "span"), inline_calls(), ids=str)
+def test_page_command_between_backquotes_exists_with_its_options(page, span):
+    call = span.split()[1:]
+    known = {option for parameter in COMMANDS[named(call)].params for option in parameter.opts}
+    assert {word for word in call if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("page", PAGES_OF_PEOPLE)
+def test_page_option_between_backquotes_is_one_of_ours_or_of_a_program_that_is_named(page):
+    ours = {option for command in COMMANDS.values() for each in command.params for option in each.opts}
+    ours |= {option for command in COMMANDS.values() for each in command.params for option in each.secondary_opts}
+    spans = re.findall(r"`([^`]*)`", prose(page))
+    spans = [span for span in spans if not any(program in span for program in OTHER_PROGRAMS)]
+    options = {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", span)}
+    assert options - ours <= {"--help", "--max-model-len"}  # the latter is vLLM's
+
+
+@pytest.mark.parametrize("page", PAGES_OF_PEOPLE)
+def test_page_names_only_settings_and_make_targets_that_exist(page):
+    text = read(page)
+    settings = {name for name in re.findall(r"\bEOSEEK_\w*[A-Z]", text) if not name.startswith("EOSEEK_TEST_")}
+    assert settings <= {*variables(), "EOSEEK_URL", "EOSEEK_API_KEY"}
+    assert set(re.findall(r"`(?:\w+=\S+ )?make ([a-z-]+)", prose(page))) <= MAKE_TARGETS
+
+
+@pytest.mark.parametrize("page", PAGES_OF_PEOPLE)
+def test_page_links_lead_somewhere(page):
+    folder = (ROOT / page).parent
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", prose(page)):
+        name, _, anchor = target.partition("#")
+        path = (folder / name).resolve() if name else ROOT / page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(str(path.relative_to(ROOT))), target
 
 
 def test_readme_names_every_command():
-    assert {words for words in COMMANDS if f"eoseek {' '.join(words)}" not in README} == set()
+    assert {each for each in COMMANDS if f"eoseek {' '.join(each)}" not in README} == set()
 
 
 def test_readme_names_every_route():
@@ -105,10 +171,9 @@ def test_readme_names_every_route():
     assert {path for path in paths if path not in README} == set()
 
 
-def test_readme_links_and_files_exist():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+def test_readme_files_exist():
     files = re.findall(r"`((?:service|training|eoseek|docs|deploy)/[\w/.-]+)`", README)
-    assert [name for name in [*links, *files] if not (ROOT / name).exists()] == []
+    assert [name for name in files if not (ROOT / name).exists()] == []
 
 
 def test_readme_python_example_compiles():
@@ -116,16 +181,16 @@ def test_readme_python_example_compiles():
         compile(block, "README.md", "exec")
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_help_describes_the_command_and_each_of_its_options(words):
-    command = COMMANDS[words]
+@pytest.mark.parametrize("name", COMMANDS, ids=" ".join)
+def test_help_describes_the_command_and_each_of_its_options(name):
+    command = COMMANDS[name]
     assert command.help
     assert [parameter.name for parameter in command.params if not getattr(parameter, "help", None)] == []
 
 
 def test_help_of_the_installed_command_names_every_subcommand():
     done = subprocess.run([sys.executable, "-m", "eoseek", "--help"], capture_output=True, text=True, check=True)
-    assert {words[0] for words in COMMANDS if words[0] not in done.stdout} == set()
+    assert {name[0] for name in COMMANDS if name[0] not in done.stdout} == set()
 
 
 def test_constraints_pin_every_dependency_inside_its_range():
@@ -179,7 +244,7 @@ def test_dockerfile_runs_only_make_targets_as_another_user_than_root():
 
 @pytest.mark.parametrize("name", ["eoseek", "eoseek-qdrant"])
 def test_compose_and_dockerfile_set_only_variables_that_exist(name):
-    known = {variable for variable, _, _ in leaves(Settings)}
+    known = set(variables())
     in_image = set(re.findall(r"\b(EOSEEK_\w+)=", DOCKERFILE))
     assert in_image | set(COMPOSE["services"][name]["environment"]) <= known
 
@@ -216,7 +281,7 @@ def test_compose_watchers_are_confined_checked_and_on_loopback_and_their_files_e
 
 
 def test_make_variables_set_only_settings_that_exist():
-    known = {variable for variable, _, _ in leaves(Settings)}
+    known = set(variables())
     assert set(re.findall(r"export (EOSEEK_\w+)", MAKEFILE)) <= known
 
 
@@ -251,3 +316,26 @@ def test_code_reads_no_pickle_and_nothing_else_that_runs_code():
                 names |= {"allow_pickle" for keyword in node.keywords if keyword.arg == "allow_pickle"}
             found += [f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}: {name}" for name in names]
     assert found == []
+
+
+def test_chinese_readme_has_the_headings_blocks_links_code_and_figures_of_the_english_one():
+    english, chinese = "README.md", "README.zh.md"
+
+    def outline(page):
+        return [line.split()[0] for line in prose(page).splitlines() if line.startswith("#")]
+
+    def links(page):
+        targets = re.findall(r"\]\(([^)]+)\)", prose(page))
+        return sorted("#" if each.startswith("#") else each for each in targets if each not in (english, chinese))
+
+    def code(page):  # comments are translated
+        return [(language, re.sub(r" +# .*", "", text)) for _, language, text in blocks(read(page))]
+
+    def spans(page):
+        return Counter(re.findall(r"`([^`]+)`", prose(page)))
+
+    def figures(page):
+        return Counter(re.findall(r"\d+(?:\.\d+)*", re.sub(r"`[^`]+`|\]\([^)]+\)", "", prose(page))))
+
+    for aspect in (outline, links, code, spans, figures):
+        assert aspect(chinese) == aspect(english), aspect.__name__

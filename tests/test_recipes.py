@@ -2,21 +2,16 @@
 
 import importlib.util
 import json
-import os
-import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
+from tests.pages import Running, blocks, read, running_service
+
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
 QUERY = "Instruct: Find the function that does it\nQuery: merge two sorted lists"
 DOCUMENT = "Merge multiple sorted inputs into a single sorted output."
 REFUSED = """
@@ -32,10 +27,8 @@ except openai.UnprocessableEntityError as error:
 def recipes() -> dict[str, str]:
     """The blocks of the page by their headings; a second one under the same heading has a 2 behind it."""
     found: dict[str, str] = {}
-    for section in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]:
-        heading = section.partition("\n")[0]
-        for number, text in enumerate(re.findall(r"^```\w+\n(.*?)^```", section, re.MULTILINE | re.DOTALL), start=1):
-            found[heading if number == 1 else f"{heading} {number}"] = text
+    for heading, _, text in blocks(read("docs/clients.md")):
+        found[f"{heading} 2" if heading in found else heading] = text
     return found
 
 
@@ -51,36 +44,12 @@ SEARCHES = {
 }
 
 
-@dataclass
-class Running:
-    """The service's address, and the file of what it encoded."""
-
-    url: str
-    seen: Path
-
-    def run(self, command: list[str], text: str) -> str:
-        """What a recipe prints, its service's address put in; it must not call for another one."""
-        self.seen.write_text("")
-        text = text.replace("http://127.0.0.1:8080", self.url)
-        env = os.environ | {"PYTHONPATH": str(ROOT), "HAYSTACK_TELEMETRY_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run([*command, text], capture_output=True, text=True, env=env, cwd=self.seen.parent)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def encoded(self) -> list[str]:
-        return [json.loads(line) for line in self.seen.read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def running(tmp_path_factory) -> Iterator[Running]:
-    seen = tmp_path_factory.mktemp("recipes") / "seen.jsonl"
-    command = [sys.executable, "-m", "tests.recipe_service", str(seen)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None
-        try:
-            yield Running(process.stdout.readline().strip(), seen)
-        finally:
-            process.terminate()
+    with running_service(
+        tmp_path_factory.mktemp("recipes"), environment={"HAYSTACK_TELEMETRY_ENABLED": "False"}
+    ) as service:
+        yield service
 
 
 def run_python(running: Running, text: str, packages: list[str]) -> list[str]:

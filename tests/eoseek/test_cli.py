@@ -260,3 +260,26 @@ def test_key_is_not_shown_by_help_or_errors(eoseek, url, monkeypatch, tmp_path):
     assert (code, KEY in err) == (2, False)
     code, _, err = eoseek("search", "x", "--api-key", f"@{tmp_path / 'none'}")
     assert (code, "no such file" in err) == (2, True)
+
+
+def test_settings_prints_values_in_effect_defaults_commented_out_and_no_key(eoseek, monkeypatch):
+    key, other = "k" * 40, "upstream-key"
+    monkeypatch.setenv("EOSEEK_API__PORT", "9000")
+    monkeypatch.setenv("EOSEEK_API__KEYS", json.dumps([{"role": "read", "key": key, "collections": ["b", "a"]}]))
+    monkeypatch.setenv("EOSEEK_STORE__API_KEY", other)
+    monkeypatch.setenv("EOSEEK_STORE__GRPC", "0")
+    code, out, _ = eoseek("settings")
+    lines = out.splitlines()
+    assert code == 0
+    assert {"EOSEEK_API__PORT=9000", "EOSEEK_STORE__GRPC=false", "EOSEEK_STORE__API_KEY=(hidden)"} <= set(lines)
+    assert 'EOSEEK_API__KEYS=[{"role":"read","collections":["a","b"],"key":"(hidden)"}]' in lines
+    assert {"# EOSEEK_STORE__KIND=edge", "# EOSEEK_API__REQUEST_TIMEOUT_SECONDS=120"} <= set(lines)
+    assert key not in out
+    assert other not in out
+
+
+def test_settings_that_are_wrong_end_with_exit_code_2(eoseek, monkeypatch):
+    monkeypatch.setenv("EOSEEK_API__PORT", "70000")
+    code, out, err = eoseek("settings")
+    assert (code, out) == (2, "")
+    assert "EOSEEK_API__PORT='70000'" in err
