@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 from prometheus_client import CollectorRegistry
 
+from benchmarks.sizing import Load
 from eoseek.cli import app
 from eoseek.reference import PAGES, settings_rows
 from service.app import create_app
@@ -138,6 +140,9 @@ def test_page_command_between_backquotes_exists_with_its_options(page, span):
 def test_page_option_between_backquotes_is_one_of_ours_or_of_a_program_that_is_named(page):
     ours = {option for command in COMMANDS.values() for each in command.params for option in each.opts}
     ours |= {option for command in COMMANDS.values() for each in command.params for option in each.secondary_opts}
+    ours |= {f"--{each.name.replace('_', '-')}" for each in fields(Load)}
+    for module in (ROOT / "benchmarks").rglob("*.py"):
+        ours |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', module.read_text()))
     spans = re.findall(r"`([^`]*)`", prose(page))
     spans = [span for span in spans if not any(program in span for program in OTHER_PROGRAMS)]
     options = {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", span)}

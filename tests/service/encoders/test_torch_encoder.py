@@ -1,14 +1,19 @@
 """The encoder contract on every family, against transformers' own forward of one text at a time."""
 
+import math
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from service.encoders.packed import packed_forward
-from service.encoders.torch_encoder import TorchEncoder, choose_dtype, load_encoder
+from service.encoders.torch_encoder import TorchEncoder, _even_rows, choose_dtype, load_encoder
 from service.errors import ConfigurationError, EncoderError
 from tests.checkpoints import FAMILIES, tiny_model, write_tiny_checkpoint
 
@@ -65,6 +70,70 @@ def test_encode_small_rows_keep_input_order() -> None:
     np.testing.assert_allclose(
         encoder_of("llama", row_tokens=8).encode(token_ids), encoder_of("llama").encode(token_ids), atol=1e-6
     )
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mpnet"])
+def test_encode_rows_beside_each_other_give_the_same_in_input_order(family: str) -> None:
+    token_ids = random_ids([20 + index % 50 for index in range(40)])
+    encoder = encoder_of(family)
+    threads: list[tuple[str, int]] = []
+    forward = encoder._forward
+
+    def observed(model, token_ids, **options):  # type: ignore[no-untyped-def]
+        threads.append((threading.current_thread().name.rpartition("_")[0], torch.get_num_threads()))
+        return forward(model, token_ids, **options)
+
+    encoder._forward = observed
+    embeddings = encoder.encode(token_ids)
+    assert threads == [("row", 1)] * 3
+    assert torch.get_num_threads() == 3
+    single = np.concatenate([encoder.encode([ids]) for ids in token_ids])
+    assert threads[3:] == [("", 3)] * 40  # a text alone has all threads for itself
+    np.testing.assert_allclose(embeddings, single, atol=2e-6)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_encode_rows_beside_each_other_hand_on_what_went_wrong() -> None:
+    encoder = encoder_of("llama")
+
+    def never(model, token_ids, **options):  # type: ignore[no-untyped-def]
+        raise MemoryError
+
+    encoder._forward = never
+    with pytest.raises(EncoderError, match="20 tokens does not fit"):
+        encoder.encode(random_ids([20] * 60))
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize(
+    ("lengths", "num_beside"),
+    [([], 1), ([255, 256], 1), ([256, 256], 2), ([300] * 30, 3), ([5000, 300, 300], 1), ([2000, 1500, 900], 2)],
+)
+def test_encode_runs_rows_beside_each_other_where_none_is_short_or_waited_for(lengths, num_beside) -> None:
+    assert encoder_of("llama")._num_rows_beside(lengths) == num_beside
+
+
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=60),
+    row_tokens=st.integers(1, 500),
+    beside=st.integers(1, 4),
+)
+def test_even_rows_hold_each_text_once_in_rows_of_about_equal_size(lengths, row_tokens, beside) -> None:
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    rows = _even_rows(order, lengths, row_tokens, beside)
+    assert [index for row in reversed(rows) for index in row] == order
+    num_rows = math.ceil(sum(lengths) / (row_tokens * beside)) * beside
+    assert max(sum(lengths[index] for index in row) for row in rows) <= sum(lengths) / num_rows + max(lengths)
 
 
 @pytest.mark.parametrize("family", ["llama", "mpnet"])
