@@ -1,5 +1,6 @@
 # make serve   a ready service with the demo collection         make test    all tests
 # make check   format, lint, types, import arrows, audit        make install the service alone, nothing started
+# make chaos   kills, overloads and mixes up what it starts, and says what held; hours, or minutes with SMOKE=1
 # make train-default   tunes the default checkpoint's adapter anew; hours, or minutes with SMOKE=1, to try the chain
 #
 # Each target does its own set-up; stamps inside the virtual environment remember what is done.
@@ -33,7 +34,7 @@ RECIPE_OPTIONS := --data-root $(RUNS)/data --set output=$(RUNS) $(if $(SMOKE), \
   --set document_length=64 --set evaluation.every_steps=2 --set evaluation.held_out_queries=1 \
   --set evaluation.corpus_size=24 --set logging_steps=1)
 
-.PHONY: help install install-dev model serve test check audit format training-data train-default clean
+.PHONY: help install install-dev model serve test chaos check audit format training-data train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -71,6 +72,9 @@ serve: install
 
 test: install-dev model
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: install-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.chaos --data $(DATA)/scifact $(if $(SMOKE),--short) $(ARGS)
 
 check: install-dev
 	$(BIN)/ruff format --check .

@@ -16,13 +16,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.chaos import crashes
+from benchmarks.chaos import backups, connections, crashes, mixed_up, suites
 from benchmarks.chaos.results import Goal, Options, Result, Skipped, exit_code, positive, table
 from benchmarks.running import DATA, write_json
 
 Experiment = Callable[[Options], Result]
 EXPERIMENTS: dict[str, Experiment] = {
     "service-killed": crashes.service_killed,
+    "worker-killed": crashes.worker_killed,
+    "slow-connections": connections.slow_connections,
+    "mixed-up": mixed_up.mixed_up,
+    "backup": backups.backup_under_load,
+    "reindex-killed": suites.reindex_killed,
+    "authorisation": suites.authorisation,
+    "any-call": suites.any_call,
+    "filters": suites.filters,
+    "disk-full": suites.disk_full,
 }
 
 
