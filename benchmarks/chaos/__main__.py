@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.chaos import backups, connections, crashes, mixed_up, suites
+from benchmarks.chaos import backups, connections, crashes, mixed_up, soak, suites
 from benchmarks.chaos.results import Goal, Options, Result, Skipped, exit_code, positive, table
 from benchmarks.running import DATA, write_json
 
@@ -27,6 +27,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "slow-connections": connections.slow_connections,
     "mixed-up": mixed_up.mixed_up,
     "backup": backups.backup_under_load,
+    "soak": soak.soak,
     "reindex-killed": suites.reindex_killed,
     "authorisation": suites.authorisation,
     "any-call": suites.any_call,

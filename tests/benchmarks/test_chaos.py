@@ -9,6 +9,7 @@ import pytest
 from benchmarks.chaos.__main__ import main
 from benchmarks.chaos.mixed_up import names_both
 from benchmarks.chaos.results import Goal, Options, Result, Skipped, at_least, at_most, percentile, slope, zero
+from benchmarks.chaos.soak import Observed
 from benchmarks.chaos.suites import closing_line
 
 
@@ -72,6 +73,12 @@ def test_slope_of_a_line_is_its_own_and_of_a_moment_none() -> None:
     assert slope([1, 2, 4], [5, 8, 14]) == pytest.approx(3)
     assert slope([0, 1, 2], [1, 3, 1]) == pytest.approx(0)
     assert slope([3], [7]) == 0
+
+
+def test_soak_growth_is_that_of_the_line_after_the_warm_up() -> None:
+    observed = Observed(samples=[(0, 5, 1, 1), (1, 100, 1, 1), (2, 110, 1, 1), (3, 120, 1, 1)])
+    assert observed.growth(1, begin=1) == pytest.approx(20 / 110)
+    assert observed.growth(2, begin=1) == 0
 
 
 def test_refusal_must_name_both_fingerprints() -> None:
