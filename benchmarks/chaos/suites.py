@@ -34,10 +34,10 @@ def filters(_: Options) -> Result:
 
 
 def disk_full(_: Options) -> Result:
-    """Writes that find no room: backup, restore, checkpoint."""
+    """Backups and restores that find no room."""
     return run_tests(
-        "no room for a backup, a restore, a checkpoint",
-        *("tests/service/store/test_backup.py", "tests/eoseek/test_backup.py", "tests/service/encoders/test_layout.py"),
+        "no room for a backup or a restore",
+        *("tests/service/store/test_backup.py", "tests/eoseek/test_backup.py"),
         "-k",
         "full or space or room or disk",
     )
@@ -47,7 +47,7 @@ def run_tests(done: str, *arguments: str, cases: int | None = None) -> Result:
     """What pytest said of these tests, run by this interpreter in the repository; skipped ones prove nothing."""
     variables = {} if cases is None else {"EOSEEK_TEST_API_CASES": str(cases)}
     finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
         cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False,
     )  # fmt: skip
     closing = closing_line(finished.stdout)
