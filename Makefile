@@ -3,6 +3,7 @@
 # make check   format, lint, types, import arrows, audit        make install the service alone, nothing started
 # make bench   speeds beside vLLM, Infinity and sentence-transformers, each in an environment of its own; BENCH=--quick to try it
 # make docs    writes the pages of docs/ that are made of the code
+# make chaos   kills, besieges and mixes up what it starts, and says what held; hours, or minutes with SMOKE=1
 # make train-default   tunes the default checkpoint's adapter anew; hours, or minutes with SMOKE=1, to try the chain
 #
 # Each target does its own set-up; stamps inside the virtual environment remember what is done.
@@ -36,7 +37,7 @@ RECIPE_OPTIONS := --data-root $(RUNS)/data --set output=$(RUNS) $(if $(SMOKE), \
   --set document_length=64 --set evaluation.every_steps=2 --set evaluation.held_out_queries=1 \
   --set evaluation.corpus_size=24 --set logging_steps=1)
 
-.PHONY: help install install-dev model serve test vllm-env test-vllm bench check audit format docs training-data train-default clean
+.PHONY: help install install-dev model serve test vllm-env test-vllm bench chaos check audit format docs training-data train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -93,6 +94,9 @@ test-vllm: vllm-env model
 
 bench: install-dev model
 	$(BIN)/python -m benchmarks.bench $(BENCH)
+
+chaos: install-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.chaos --data $(DATA)/scifact $(if $(SMOKE),--short) $(ARGS)
 
 check: install-dev
 	$(BIN)/ruff format --check .

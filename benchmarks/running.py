@@ -42,29 +42,42 @@ class Service:
 
 @contextmanager
 def running_service(**settings: str) -> Iterator[Service]:
-    """`eoseek serve` on a free port with a store of its own; `settings` as `encoder__dtype="float32"`.
-
-    Nothing else is set: keys or limits from this environment would change what is measured, or refuse it. The cache of
-    queries is off, since what is measured is their encoding.
-    """
-    with tempfile.TemporaryDirectory() as directory, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        settings = {"batching__cache_bytes": "0"} | settings
-        variables = {f"EOSEEK_{key.upper()}": value for key, value in settings.items()}
-        variables |= {"EOSEEK_API__PORT": str(port), "EOSEEK_STORE__PATH": f"{directory}/store"}
-        inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("EOSEEK_")}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "eoseek", "serve"], env=inherited | variables, stderr=subprocess.DEVNULL
-        )
-        service = Service(f"http://127.0.0.1:{port}", process)
+    """`eoseek serve` on a free port with a store of its own, ready; `settings` as in `start_service`."""
+    with tempfile.TemporaryDirectory() as directory:
+        service = start_service(free_port(), Path(directory) / "store", **settings)
         try:
             wait_until_ready(service)
             yield service
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=60)
+            stop(service)
+
+
+def start_service(port: int, store: Path, *, log: Path = Path(os.devnull), **settings: str) -> Service:
+    """`eoseek serve` on this port and store, not waited for; `settings` as `encoder__dtype="float32"`.
+
+    Nothing else is set: keys or limits from this environment would change what is measured, or refuse it. The cache of
+    queries is off, since what is measured is their encoding. What it says on stderr is appended to `log`.
+    """
+    settings = {"batching__cache_bytes": "0"} | settings
+    variables = {f"EOSEEK_{key.upper()}": value for key, value in settings.items()}
+    variables |= {"EOSEEK_API__PORT": str(port), "EOSEEK_STORE__PATH": str(store)}
+    inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("EOSEEK_")}
+    with log.open("ab") as stderr:
+        process = subprocess.Popen([sys.executable, "-m", "eoseek", "serve"], env=inherited | variables, stderr=stderr)
+    return Service(f"http://127.0.0.1:{port}", process)
+
+
+def stop(service: Service) -> None:
+    """Ends a service in order."""
+    service.process.send_signal(signal.SIGTERM)
+    service.process.wait(timeout=60)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def wait_until_ready(service: Service, limit_seconds: float = 120) -> float:
