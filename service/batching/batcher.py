@@ -6,6 +6,7 @@ takes what still waits of it out of its lane, so that nothing is encoded that no
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from service.batching.policy import (
     Slice,
     Speed,
     is_admitted,
+    is_in_time,
     plan_batch,
     retry_after_seconds,
 )
@@ -41,6 +43,10 @@ log = logging.getLogger(__name__)
 
 # told of each batch: the first text's index, rows of shape (num_texts, dimension), when the encoder took it up
 OnRows = Callable[[int, Embeddings, float], None]
+_LATE = "the deadline passes before the texts are encoded; allow more time or send fewer"
+# of the time that a request has, it and all before it may take so much: a backlog that reached to the deadlines would
+# have the encoder work on texts that time out under its hands, and next to nothing would be answered
+_MAX_WAIT_SHARE = 0.8
 _NUM_AHEAD = 1  # a batch beside those that run, so that the encoder never waits for us
 
 
@@ -61,6 +67,7 @@ class BatcherRequest:
     lengths: list[int]
     lane: Lane
     arrived: float
+    deadline: float | None  # of the last who waits for it; None waits for ever
     embeddings: Embeddings
     future: asyncio.Future[Encoded]
     on_rows: OnRows | None = None
@@ -166,14 +173,15 @@ class Batcher:
             deadline: on the batcher's clock; None waits for ever.
         Raises:
             InvalidInputError: an empty text, or one over the batch budget.
-            OverloadedError: the lane is full; carries `retry_after_seconds`.
+            OverloadedError: the lane is full, or what waits in it takes too much of the time until the deadline;
+                carries `retry_after_seconds`.
             DeadlineExceededError: no result before the deadline.
             EncoderError: the encoder failed, or gave embeddings that are no numbers.
             NotReadyError: not started, or shutting down.
         """
         if not token_ids:
             return Encoded(embeddings=self._rows(0), queue_seconds=0.0, encode_seconds=0.0)
-        request = self.admit(token_ids, lane=lane)
+        request = self.admit(token_ids, lane=lane, deadline=deadline)
         try:
             async with self.until(deadline):
                 encoded = await request.future
@@ -190,9 +198,7 @@ class Batcher:
                 yield
         except TimeoutError:
             self._metrics.count_rejection("deadline")
-            raise DeadlineExceededError(
-                "the deadline passed before the texts were encoded; allow more time or send fewer"
-            ) from None
+            raise DeadlineExceededError(_LATE) from None
 
     def observe_times(self, encoded: Encoded, *, num_tokens: int) -> None:
         """Tell the metrics, and the current request's trace, of a wait that ends now."""
@@ -200,12 +206,21 @@ class Batcher:
         self._metrics.observe_stage("queue", encoded.queue_seconds, ended=now - encoded.encode_seconds)
         self._metrics.observe_stage("encode", encoded.encode_seconds, ended=now, num_tokens=num_tokens)
 
-    def admit(self, token_ids: Sequence[TokenIds], *, lane: Lane, on_rows: OnRows | None = None) -> BatcherRequest:
+    def admit(
+        self,
+        token_ids: Sequence[TokenIds],
+        *,
+        lane: Lane,
+        deadline: float | None = None,
+        on_rows: OnRows | None = None,
+    ) -> BatcherRequest:
         """Put one or more texts in the queue, at once. Whoever calls this calls `withdraw` in the end.
 
         Args:
             token_ids: as in `submit`.
             lane: as in `submit`.
+            deadline: as in `submit`, except that its passing is the caller's affair: here it decides whether the
+                request is taken, and whether it gives way once it is late. May be moved while the request waits.
             on_rows: called on the event loop for each batch with texts of this request, also after `withdraw`; must
                 return at once. Its rows are finite, and the caller's only until it returns.
         Raises:
@@ -223,11 +238,13 @@ class Batcher:
                 f"the limit is {self._limits.max_queue_tokens}; try again later or send less at once",
                 retry_after_seconds=retry_after_seconds(queue.num_tokens, queue.speed.tokens_per_second),
             )
+        self._check_wait(sum(lengths), lane, deadline)
         request = BatcherRequest(
             token_ids=token_ids,
             lengths=lengths,
             lane=lane,
             arrived=self._clock(),
+            deadline=deadline,
             embeddings=self._rows(len(lengths)),
             future=asyncio.get_running_loop().create_future(),
             on_rows=on_rows,
@@ -244,6 +261,25 @@ class Batcher:
         self._lanes[request.lane].discard(request)
         self._report_queue(request.lane)
         request.future.cancel()
+
+    def _check_wait(self, num_tokens: int, lane: Lane, deadline: float | None) -> None:
+        """Refuse a request that would most likely not be done in time; one that finds an empty lane is always tried."""
+        queue = self._lanes[lane]
+        if deadline is None or not queue.requests or not queue.speed.is_measured:
+            return
+        speed, seconds_left = queue.speed.tokens_per_second, deadline - self._clock()
+        num_ahead = self._in_flight_tokens() + queue.num_tokens
+        if not is_in_time(num_ahead + num_tokens, speed, _MAX_WAIT_SHARE * seconds_left):
+            self._metrics.count_rejection("queue_full")
+            raise OverloadedError(
+                f"what waits in the {lane} lane and this request take about "
+                f"{(queue.num_tokens + num_tokens) / speed:.0f} s, which leaves too little of the {seconds_left:.0f} s "
+                "until its deadline; try again later",
+                retry_after_seconds=retry_after_seconds(queue.num_tokens, speed),
+            )
+
+    def _in_flight_tokens(self) -> int:
+        return sum(plan.num_tokens for plan in self._in_flight.values())
 
     def check_lengths(self, token_ids: Sequence[TokenIds]) -> list[int]:
         """Tokens of each text. Raises InvalidInputError for an empty text, or one over the batch budget."""
@@ -277,6 +313,7 @@ class Batcher:
     def _pump(self) -> None:
         """Send what the policy wants sent."""
         self._is_pump_scheduled = False
+        self._drop_late()
         while len(self._in_flight) < self._encoder.num_parallel + _NUM_AHEAD and (plan := self._plan()) is not None:
             self._lanes[plan.lane].take(plan)
             self._report_queue(plan.lane)
@@ -287,6 +324,20 @@ class Batcher:
             self._in_flight[task] = plan
             task.add_done_callback(self._on_executed)
 
+    def _drop_late(self) -> None:
+        """End requests at the front that can no longer be encoded in time, where others wait behind them.
+
+        The encoder is for those. The last one is always tried, so that what is encoded corrects a wrong estimate.
+        """
+        for lane in self._lanes.values():
+            for request in list(lane.requests):
+                seconds_left = math.inf if request.deadline is None else request.deadline - self._clock()
+                num_tokens = request.waiting_tokens + self._in_flight_tokens()
+                if len(lane.requests) == 1 or is_in_time(num_tokens, lane.speed.tokens_per_second, seconds_left):
+                    break
+                self._metrics.count_rejection("deadline")
+                self._end(request, DeadlineExceededError(_LATE))
+
     def _plan(self) -> Plan[BatcherRequest] | None:
         now = self._clock()
         # counted from the end of a batch: one that takes long would leave the next already old, and queries no turn
@@ -295,7 +346,7 @@ class Batcher:
             now=now,
             document_served=now if is_served_now else self._document_served,
             tokens_per_second=self._lanes["document"].speed.tokens_per_second,
-            in_flight_tokens=sum(plan.num_tokens for plan in self._in_flight.values()),
+            in_flight_tokens=self._in_flight_tokens(),
             num_parallel=self._encoder.num_parallel,
             num_in_flight=len(self._in_flight),
         )

@@ -115,13 +115,13 @@ class SharedQueries:
         keys = [self._key(ids) for ids in token_ids]
         asked = dict(zip(keys, token_ids, strict=True))
         rows = {key: row for key in asked if (row := self._cache.get(key)) is not None}
-        waits, num_missing = self._join({key: ids for key, ids in asked.items() if key not in rows})
+        waits, num_missing = self._join({key: ids for key, ids in asked.items() if key not in rows}, deadline)
         self._count(keys, rows, num_missing)
         queue_seconds = encode_seconds = 0.0
         if waits:
             tokens = {key: length for key, length in zip(keys, lengths, strict=True) if key in waits}
             async with self._batcher.until(deadline):
-                found = await self._wait_for_all(asked, waits)
+                found = await self._wait_for_all(asked, waits, deadline)
             rows |= {key: row.data for key, row in found.items()}
             # of a text that was under way already only the rest was waited for
             started = max(min(row.started for row in found.values()), arrived)
@@ -144,25 +144,30 @@ class SharedQueries:
         # a text that comes twice in a request shares its own computation
         self._metrics.count_cached_queries(hit=num_hits, miss=num_missing, shared=len(keys) - num_hits - num_missing)
 
-    def _join(self, wanted: Mapping[bytes, TokenIds]) -> tuple[dict[bytes, _Computation], int]:
+    def _join(self, wanted: Mapping[bytes, TokenIds], deadline: float | None) -> tuple[dict[bytes, _Computation], int]:
         """A computation for each of these texts, and how many had to be begun. Raises what `Batcher.admit` raises."""
         waits = {
             key: computation
             for key in wanted
             if (computation := self._under_way.get(key)) is not None and not computation.request.future.done()
         }
+        for request in (each.request for each in waits.values()):  # it is late once it is late for the last who waits
+            both = (request.deadline, deadline)
+            request.deadline = None if None in both else max(each for each in both if each is not None)
         missing = {key: ids for key, ids in wanted.items() if key not in waits}
         if missing:
-            own = self._begin(missing)
+            own = self._begin(missing, deadline)
             self._under_way |= dict.fromkeys(missing, own)
             waits |= dict.fromkeys(missing, own)
         return waits, len(missing)
 
-    def _begin(self, token_ids: Mapping[bytes, TokenIds]) -> _Computation:
+    def _begin(self, token_ids: Mapping[bytes, TokenIds], deadline: float | None) -> _Computation:
         loop = asyncio.get_running_loop()
         computation = _Computation({key: loop.create_future() for key in token_ids})
         on_rows = partial(self._keep, computation, list(token_ids))
-        computation.request = self._batcher.admit(list(token_ids.values()), lane="query", on_rows=on_rows)
+        computation.request = self._batcher.admit(
+            list(token_ids.values()), lane="query", deadline=deadline, on_rows=on_rows
+        )
         computation.request.future.add_done_callback(partial(self._on_ended, computation))
         return computation
 
@@ -192,7 +197,7 @@ class SharedQueries:
                 future.set_result(error) if error else future.cancel()
 
     async def _wait_for_all(
-        self, asked: Mapping[bytes, TokenIds], waits: Mapping[bytes, _Computation]
+        self, asked: Mapping[bytes, TokenIds], waits: Mapping[bytes, _Computation], deadline: float | None
     ) -> dict[bytes, _Row]:
         """The rows of all waits, and of what failed with another request's texts in a second, unshared computation."""
         rows, errors = await self._wait(waits)
@@ -200,7 +205,7 @@ class SharedQueries:
             if waits[key].futures.keys() <= asked.keys():
                 raise error.copy()
         if errors:
-            again = self._begin({key: asked[key] for key in errors})
+            again = self._begin({key: asked[key] for key in errors}, deadline)
             more, errors = await self._wait(dict.fromkeys(errors, again))
             rows |= more
         for error in errors.values():

@@ -158,6 +158,11 @@ def is_admitted(num_tokens: int, queued_tokens: int, max_queue_tokens: int) -> b
     return queued_tokens + min(num_tokens, max_queue_tokens) <= max_queue_tokens
 
 
+def is_in_time(num_tokens: int, tokens_per_second: float, seconds_left: float) -> bool:
+    """Whether so many tokens are encoded within the time left, by a running estimate of the speed."""
+    return num_tokens <= tokens_per_second * seconds_left
+
+
 def retry_after_seconds(queued_tokens: int, tokens_per_second: float) -> float:
     """When what waits will have been encoded: whole seconds from 1 to 60."""
     return min(max(float(math.ceil(queued_tokens / tokens_per_second)), _MIN_RETRY_SECONDS), _MAX_RETRY_SECONDS)
@@ -170,6 +175,11 @@ class Speed:
         self.tokens_per_second = tokens_per_second
         self._tokens = 0.0
         self._seconds = 0.0
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a batch was observed; until then the speed is a guess."""
+        return self._seconds > 0
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """A batch took that long. Far longer than expected is cut: an interruption, or the next ones agree."""

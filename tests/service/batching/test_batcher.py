@@ -399,6 +399,64 @@ async def test_batcher_full_lane_refuses_with_the_time_to_come_back(bench):
     assert not again.done()
 
 
+async def measured(bench, *, tokens_per_second, lane="query"):
+    """Let batches tell how fast the encoder is; many, as far slower than expected is not believed at once."""
+    for _ in range(20):
+        bench.submit([1] * 100, lane=lane)
+        batch = await bench.batch()
+        bench.clock.now += 100 / tokens_per_second
+        batch.release()
+        await bench.settle()
+
+
+@bench_test()
+async def test_batcher_refuses_what_the_backlog_would_keep_beyond_its_deadline(bench):
+    await measured(bench, tokens_per_second=10)
+    bench.submit([1] * 10)
+    running = await bench.batch()
+    bench.submit([1] * 600)
+    await bench.settle()
+
+    with pytest.raises(OverloadedError, match=r"take about 6. s, which leaves too little of the 70 s") as refused:
+        await bench.submit([1] * 10, deadline=bench.clock() + 70)
+    assert refused.value.retry_after_seconds == pytest.approx(60, abs=2)
+    in_time = bench.submit([1] * 10, deadline=bench.clock() + 100)
+    await bench.settle()
+    assert not in_time.done()
+    running.release()
+    (await bench.batch()).release()
+    await in_time
+
+
+@bench_test()
+async def test_batcher_request_to_an_empty_lane_is_tried_whatever_the_estimate(bench):
+    await measured(bench, tokens_per_second=10)
+
+    task = bench.submit([1] * 1000, deadline=bench.clock() + 1)
+    (await bench.batch()).release()
+
+    await task
+
+
+@bench_test()
+async def test_batcher_request_that_cannot_be_done_in_time_makes_room_for_those_that_can(bench):
+    await measured(bench, tokens_per_second=10)
+    bench.submit([1])
+    running = await bench.batch()
+    late, kept = bench.submit([2] * 100, deadline=bench.clock() + 20), bench.submit([3], deadline=bench.clock() + 100)
+    await bench.settle()
+
+    bench.clock.now += 15
+    running.release()
+    batch = await bench.batch()
+    assert batch.token_ids == [[3]]
+    batch.release()
+    await kept
+    with pytest.raises(DeadlineExceededError):
+        await late
+    assert bench.sample("eoseek_rejections_total", reason="deadline") == 1
+
+
 @bench_test(max_queue_tokens=10)
 async def test_batcher_request_larger_than_the_queue_is_admitted_to_an_empty_lane(bench):
     task = bench.submit(*[[1] * 8] * 4)

@@ -12,7 +12,7 @@ from service.batching.cache import _ENTRY_BYTES, EmbeddingCache, SharedQueries
 from service.errors import DeadlineExceededError, EncoderError, InvalidInputError, NotReadyError, OverloadedError
 from service.metrics import Metrics
 from tests.fakes import fake_embedding
-from tests.service.batching.test_batcher import Bench, bench_test, embeddings
+from tests.service.batching.test_batcher import Bench, bench_test, embeddings, measured
 
 ROW_BYTES = 8 * 4 + _ENTRY_BYTES  # of the fake encoder's eight numbers
 
@@ -400,3 +400,24 @@ def test_cache_holds_no_more_memory_than_it_says():
     tracemalloc.stop()
 
     assert 0.8 * cache.num_bytes < held < cache.num_bytes <= 2**20
+
+
+@query_test()
+async def test_queries_shared_computation_is_late_once_it_is_late_for_the_last_who_waits(bench):
+    await measured(bench, tokens_per_second=10)
+    bench.submit([1])
+    running = await bench.batch()
+    first = bench.ask([2] * 100, deadline=bench.clock() + 20)
+    await bench.settle()
+    patient = bench.ask([2] * 100, deadline=bench.clock() + 100)
+    behind = bench.ask([3], deadline=bench.clock() + 100)
+    await bench.settle()
+
+    bench.clock.now += 15
+    running.release()
+    while not behind.done() or not patient.done():
+        (await bench.batch()).release()
+        await bench.settle()
+    np.testing.assert_array_equal((await patient).embeddings, embeddings([2] * 100))
+    await behind
+    first.cancel()
