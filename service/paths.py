@@ -2,13 +2,27 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
+
+_KEPT_FREE_BYTES = 2**26
+_KEPT_FREE_SHARE = 20  # of a small disk a twentieth, where EoseekDiskFull has fired already
 
 
 def cache_dir() -> Path:
     """`$XDG_CACHE_HOME/eoseek`, or `~/.cache/eoseek`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eoseek"
+
+
+def writable_bytes(path: Path) -> int:
+    """What may be written to the disk of `path`: what is free but for a rest, negative where that is touched.
+
+    The engine maps its files into memory, holes in them included: on a disk without room a write is no error that could
+    be caught, but the end of its process, which could not open the store again either. Raises OSError.
+    """
+    usage = shutil.disk_usage(path)
+    return usage.free - min(_KEPT_FREE_BYTES, usage.total // _KEPT_FREE_SHARE)
 
 
 def sync_directory(path: Path) -> None:

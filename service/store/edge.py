@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from service.errors import EoseekError, NotFoundError, StoreError
+from service.paths import writable_bytes
 from service.store.backup import copy_directory
 from service.store.base import CollectionInfo, Document, Embedding, Filter, Hit, Point, SearchOptions, Snapshot
 from service.store.filters import stored_form
@@ -227,6 +228,7 @@ class EdgeStore:
                 # answered after all that was sent before, so no write is under way then, and each was flushed
                 info = await self.describe_collection(name)
                 source = self._path / "collections" / info.physical_name
+                _check_room(self._path, info.size_bytes or 0)
                 await _to_its_end(copy_directory, source, directory / info.physical_name)
             except OSError as error:
                 raise StoreError(f"The store cannot be copied for its backup: {error.strerror}; make room.") from error
@@ -290,6 +292,16 @@ class EdgeStore:
 
     async def _try(self, method: str, *args: Any) -> Any:
         return await self._child.call(method, *args, timeout=self._timeout_seconds)
+
+
+def _check_room(path: Path, num_bytes: int) -> None:
+    """Raises StoreError where a copy of so many bytes would fill the disk, on which the store itself needs a rest."""
+    writable = writable_bytes(path)
+    if num_bytes > writable:
+        raise StoreError(
+            f"The store cannot be copied for its backup: that takes {num_bytes:,} bytes, and {max(0, writable):,} may "
+            "be written to its disk; make room."
+        )
 
 
 async def _to_its_end(function: Callable[..., None], *args: Any) -> None:

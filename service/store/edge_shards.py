@@ -6,6 +6,7 @@ is half made or half removed, and is cleared at open. A call that writes flushes
 every search is an exact scan.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -17,14 +18,15 @@ import qdrant_edge as edge
 from numpy.typing import NDArray
 from pydantic import BaseModel, StringConstraints, TypeAdapter, ValidationError
 
-from service.errors import ConfigurationError
-from service.paths import write_json
+from service.errors import ConfigurationError, StoreError
+from service.paths import writable_bytes, write_json
 from service.store.base import Filter, point_id
 from service.store.edge_filters import edge_filter, optional_edge_filter
 from service.store.points import PHYSICAL_PATTERN, physical_name, unknown_collection
 
 _ALIASES = TypeAdapter(dict[str, Annotated[str, StringConstraints(pattern=PHYSICAL_PATTERN)]])
 _WITHOUT_TEXT = ["id", "title", "metadata"]
+_COPIES = 3  # of what is written: in the log, in the segment, and room for the next file of either
 _STANDBY = ":standby"  # no collection can be called so
 
 
@@ -113,6 +115,7 @@ class EdgeShards:
         self._forget(name + _STANDBY)
 
     def _make(self, alias: str, name: str, fingerprint: str, dimension: int) -> None:
+        self._check_room(0)
         physical = physical_name(name, fingerprint)
         if physical in self._shards:  # one that lost its name to a write that failed
             self._shards.pop(physical).close()
@@ -147,7 +150,12 @@ class EdgeShards:
         }
 
     def upsert(self, name: str, payloads: list[dict[str, Any]], embeddings: NDArray[np.float32]) -> None:
-        """Insert or replace points, one per payload and row, in one logged operation; durable at return."""
+        """Insert or replace points, one per payload and row, in one logged operation; durable at return.
+
+        Raises StoreError: the disk has too little room; nothing was written.
+        """
+        num_chars = sum(len(each.get("title", "")) + len(each.get("text", "")) for each in payloads)
+        self._check_room(_COPIES * (embeddings.nbytes + num_chars))
         points = [
             edge.Point(point_id(payload["id"]), row, payload)
             for payload, row in zip(payloads, embeddings.tolist(), strict=True)
@@ -223,6 +231,14 @@ class EdgeShards:
             # leftovers are cleared at the next open or create
             shutil.rmtree(self._collections / physical, ignore_errors=True)
 
+    def _check_room(self, num_bytes: int) -> None:
+        writable = writable_bytes(self._path)
+        if num_bytes > writable:
+            raise StoreError(
+                f"The store's disk is full: {max(0, writable):,} bytes may still be written, this takes about "
+                f"{num_bytes:,}. What was stored is there and is searched; make room, or drop a collection."
+            )
+
     def _update(self, name: str, operation: edge.UpdateOperation) -> None:
         shard = self._shard(name)
         shard.update(operation)
@@ -239,6 +255,11 @@ class EdgeShards:
             return edge.EdgeShard.load(str(directory / "shard"))
         except Exception as error:
             first_line = str(error).splitlines()[0]
+            if f"os error {errno.ENOSPC}" in first_line or getattr(error, "errno", None) == errno.ENOSPC:
+                raise ConfigurationError(
+                    f"collection {name!r} at {directory} cannot be opened, as its disk is full: make room there, "
+                    "beside the store and not in it; nothing is damaged by that"
+                ) from error
             raise ConfigurationError(
                 f"collection {name!r} at {directory} cannot be opened ({first_line:.300}); restore it from a backup, "
                 f"or give it up: delete the directory and its entry in {self._path / 'aliases.json'}, and ingest again"

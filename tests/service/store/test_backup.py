@@ -165,6 +165,15 @@ async def test_backup_copy_that_fails_is_a_store_error_and_writes_go_on(
     await store.upsert("docs", points(300, 1))
 
 
+async def test_backup_that_would_fill_the_disk_is_refused_before_it_is_copied(
+    store: EdgeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=2**40, free=2**26 + 10))
+    with pytest.raises(StoreError, match=r"takes [\d,]+ bytes, and 10 may be written to its disk; make room"):
+        await store.snapshot()
+    assert not list((tmp_path / "store" / "snapshots").glob("*"))
+
+
 async def test_backup_left_by_a_crash_is_cleared_at_start(tmp_path: Path) -> None:
     (tmp_path / "snapshots" / "old").mkdir(parents=True)
     store = await opened(tmp_path)
@@ -456,6 +465,7 @@ async def test_restored_files_are_sparse_again(good: Path, tmp_path: Path) -> No
 _RESTORE = """
 import resource, sys
 from pathlib import Path
+from types import SimpleNamespace
 from service.errors import ConfigurationError
 from service.store import backup
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))

@@ -8,7 +8,9 @@ import signal
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -407,3 +409,42 @@ def test_drop_leaves_no_files(tmp_path: Path) -> None:
     shards.close()
     assert list((tmp_path / "collections").iterdir()) == []
     assert json.loads((tmp_path / "aliases.json").read_text()) == {}
+
+
+def test_write_to_a_disk_without_room_is_refused_before_it_and_the_store_is_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(number: int) -> None:
+        payload = {"id": f"d{number}", "title": "", "text": "x" * 1000, "metadata": {}, "content_hash": "h"}
+        shards.upsert("c", [payload], np.array([[0.6, 0.8]], np.float32))
+
+    total, free = 2**40, 2**40
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=total, free=free))
+    shards = EdgeShards(tmp_path)
+    shards.create("c", "f" * 64, 2)
+    write(1)
+
+    free = 2**26 + 3 * (1000 + 8) - 1  # 64 MiB are kept free, and a text and its vector are counted three times
+    with pytest.raises(StoreError, match="disk is full: 3,023 bytes may still be written, this takes about 3,024"):
+        write(2)
+    free = 2**26 - 1
+    with pytest.raises(StoreError, match="disk is full: 0 bytes"):
+        shards.create("other", "f" * 64, 2)
+    assert (shards.names(), shards.count("c", None)) == (["c"], 1)
+    total, free = 2**28, 2**26  # of a small disk a twentieth is kept
+    write(2)
+    assert shards.count("c", None) == 2
+    shards.close()
+
+
+async def test_start_on_a_full_disk_says_so_and_does_not_advise_to_give_the_collection_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(tmp_path)
+    await store.stop()
+    full = "Service runtime error: Failed to save structure on disk with error: No space left on device (os error 28)"
+    monkeypatch.setattr("qdrant_edge.EdgeShard", SimpleNamespace(load=Mock(side_effect=RuntimeError(full))))
+
+    with pytest.raises(ConfigurationError, match="disk is full: make room") as caught:
+        EdgeShards(tmp_path)
+    assert "delete" not in caught.value.detail
