@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -29,6 +30,8 @@ log = logging.getLogger("eoseek.server")
 _INTERRUPTED = 130
 _LAST_ANSWER_SECONDS = 2.0  # for requests that outlast the drain to be answered; they need milliseconds
 _MAX_HEAD_BYTES = 2**16
+_HEAD_SECONDS = 30.0  # for first line and headers to come; no deadline of a request runs before they are there
+_MAX_DESCRIPTORS = 2**16
 _WANTED = f"Send HTTP/1.1 whose first line and headers have at most {_MAX_HEAD_BYTES:,} bytes."
 OnReady = Callable[[str], None]
 OnStop = Callable[[], None]
@@ -36,7 +39,37 @@ OnStop = Callable[[], None]
 
 class _Protocol(H11Protocol):
     """HTTP/1.1 by h11: about 0.1 ms a request more than by httptools, which gathers a head without limit, and drops the
-    body of a request that offers to upgrade, as Java's client does with every one."""
+    body of a request that offers to upgrade, as Java's client does with every one.
+
+    uvicorn waits for ever for a head that does not end, so that idle connections could take all descriptors."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As uvicorn's; a head has to come."""
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        """As uvicorn's; what comes of a head does not prolong its time."""
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As uvicorn's."""
+        self._forget_head()
+        super().connection_lost(exc)
+
+    def _watch_head(self) -> None:
+        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+            self._forget_head()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+
+    def _forget_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def _unsupported_upgrade_warning(self) -> None:
         """Nothing to warn of: an offer may be left unanswered."""
@@ -114,6 +147,7 @@ def serve(
         Exit code: 0 after an orderly end, 2 with one line on stderr if it could not start, 130 if interrupted at start.
     """
     logs.configure(log_level, log_format)
+    _raise_descriptors()
     config = uvicorn.Config(
         app,
         lifespan="off",
@@ -138,6 +172,16 @@ def serve(
     except ConfigurationError as error:
         sys.stderr.write(f"eoseek: {error.detail}\n")
         return 2
+
+
+def _raise_descriptors() -> None:
+    """Let the process open as many files and connections as it may: 1,024 are the default of many systems, which a
+    thousand idle clients take. A child process inherits it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # a system may allow less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _bind(settings: ApiSettings) -> socket.socket:

@@ -1,8 +1,10 @@
 """The service on a real socket, in this process: `on_ready` makes the requests and ends it by a signal."""
 
 import asyncio
+import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import threading
@@ -176,6 +178,70 @@ def test_server_unreadable_request_gets_a_problem_document(data):
     assert head.startswith(b"HTTP/1.1 400 ")
     assert b"application/problem+json" in head
     assert json.loads(body)["code"] == "malformed_input"
+
+
+def connect(http):
+    return socket.create_connection((http.base_url.host, http.base_url.port), timeout=10)
+
+
+@pytest.mark.parametrize("beginning", [b"", b"POST /embed HTTP/1.1\r\nHost: a\r\n"], ids=["silent", "half a head"])
+def test_server_connection_whose_head_does_not_come_is_closed(monkeypatch, beginning):
+    monkeypatch.setattr("service.server._HEAD_SECONDS", 0.2)
+
+    assert visit(lambda http: say(http, beginning))[1] == b""
+
+
+def test_server_head_that_drips_is_closed_all_the_same(monkeypatch):
+    monkeypatch.setattr("service.server._HEAD_SECONDS", 0.3)
+
+    def drip(http):
+        with connect(http) as connection, contextlib.suppress(ConnectionError):
+            for number in range(100):
+                connection.sendall(b"GET / HTTP/1.1\r\nX: " if number == 0 else b"x")
+                time.sleep(0.05)
+            return number
+        return number
+
+    assert visit(drip)[1] < 60
+
+
+def test_server_second_head_of_a_kept_connection_has_to_come_too(monkeypatch):
+    monkeypatch.setattr("service.server._HEAD_SECONDS", 0.3)
+
+    def ask_and_stop(http):
+        with connect(http) as connection:
+            connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+            first = connection.recv(65536)
+            connection.sendall(b"GET /health/live HTTP/1.1\r\nHost:")
+            return first, b"".join(iter(lambda: connection.recv(65536), b""))
+
+    first, second = visit(ask_and_stop)[1]
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert b"HTTP" not in second
+
+
+def test_server_body_and_answer_may_take_longer_than_the_head(monkeypatch):
+    monkeypatch.setattr("service.server._HEAD_SECONDS", 0.1)
+
+    def send_slowly(http):
+        body = b'{"query": "a"}'
+        head = f"POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        with connect(http) as connection:
+            for part in (head, body[:5], body[5:]):
+                connection.sendall(part)
+                time.sleep(0.2)
+            return connection.recv(65536)
+
+    assert visit(send_slowly)[1].startswith(b"HTTP/1.1 200 ")
+
+
+def test_server_opens_as_many_files_as_it_may():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        assert visit(lambda http: resource.getrlimit(resource.RLIMIT_NOFILE)[0])[1] == min(hard, 2**16)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class Outlasting(GatedEncoder):
