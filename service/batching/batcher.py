@@ -269,13 +269,13 @@ class Batcher:
             return
         speed, seconds_left = queue.speed.tokens_per_second, deadline - self._clock()
         num_ahead = self._in_flight_tokens() + queue.num_tokens
-        if not is_in_time(num_ahead + num_tokens, speed, _MAX_WAIT_SHARE * seconds_left):
+        seconds_needed = (num_ahead + num_tokens) / speed
+        if seconds_needed > _MAX_WAIT_SHARE * seconds_left:
             self._metrics.count_rejection("queue_full")
             raise OverloadedError(
-                f"what waits in the {lane} lane and this request take about "
-                f"{(queue.num_tokens + num_tokens) / speed:.0f} s, which leaves too little of the {seconds_left:.0f} s "
-                "until its deadline; try again later",
-                retry_after_seconds=retry_after_seconds(queue.num_tokens, speed),
+                f"what waits in the {lane} lane and this request take about {seconds_needed:.0f} s, which leaves too "
+                f"little of the {seconds_left:.0f} s until its deadline; try again later",
+                retry_after_seconds=retry_after_seconds(num_ahead, speed),
             )
 
     def _in_flight_tokens(self) -> int:
@@ -330,10 +330,11 @@ class Batcher:
         The encoder is for those. The last one is always tried, so that what is encoded corrects a wrong estimate.
         """
         for lane in self._lanes.values():
-            for request in list(lane.requests):
+            while len(lane.requests) > 1:
+                request = next(iter(lane.requests))
                 seconds_left = math.inf if request.deadline is None else request.deadline - self._clock()
                 num_tokens = request.waiting_tokens + self._in_flight_tokens()
-                if len(lane.requests) == 1 or is_in_time(num_tokens, lane.speed.tokens_per_second, seconds_left):
+                if is_in_time(num_tokens, lane.speed.tokens_per_second, seconds_left):
                     break
                 self._metrics.count_rejection("deadline")
                 self._end(request, DeadlineExceededError(_LATE))
