@@ -100,7 +100,9 @@ def offline(system: str, name: str, arguments: argparse.Namespace) -> list[str]:
 
 
 def instruction(system: str, name: str) -> list[str]:
-    return ["--instruction", INSTRUCTIONS[name] if system == "instructed" else ""]
+    if system == "instructed":
+        return ["--instruction", INSTRUCTIONS[name]]
+    return ["--instruction", "", "--no-own-instructions"]
 
 
 def is_line(line: Line, name: str, system: str, arguments: argparse.Namespace) -> bool:

@@ -196,6 +196,9 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="qrels/<split>.tsv; default: test, or the only one.")] = None,
     collection: Annotated[str | None, typer.Option(help="Of the service. Default: the folder's name.")] = None,
     instruction: Instruction = None,
+    own_instructions: Annotated[
+        bool, typer.Option(help="Let the instruction that a query brings go before --instruction.")
+    ] = True,
     top_k: Annotated[int | None, typer.Option(min=1, help="Depth of the run. Default: 1000; of a service 100.")] = None,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Cut texts of a --checkpoint at so many tokens.")
@@ -233,6 +236,7 @@ def evaluate(
         api_key=api_key,
         collection=collection,
         instruction=instruction,
+        uses_own_instructions=own_instructions,
         top_k=top_k,
         max_length=max_length,
         dtype=dtype,

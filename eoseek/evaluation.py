@@ -35,6 +35,7 @@ class EvaluationPlan:
     api_key: str | None = field(default=None, repr=False)
     collection: str | None = None
     instruction: str | None = None
+    uses_own_instructions: bool = True
     top_k: int | None = None
     max_length: int | None = None
     dtype: str = "auto"

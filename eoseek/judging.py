@@ -22,6 +22,8 @@ def judged_sets(folders: Sequence[Path], split: str | None, plan: EvaluationPlan
         _require("bm25s", "Stemmer")
     with _readable_data():
         sets = [beir.read_set(folder, split) for folder in folders]
+    if not plan.uses_own_instructions:
+        sets = [each.without_instructions() for each in sets]
     plan.check(sets)
     return sets
 

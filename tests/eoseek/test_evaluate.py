@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from eoseek.evaluation import EvaluationPlan, ServiceSystem, system_name
+from eoseek.judging import judged_sets
 from service.errors import ConfigurationError
 from tests.checkpoints import write_tiny_checkpoint
 from training.evaluation.beir import JudgedSet, Query
@@ -189,6 +190,13 @@ def test_service_system_each_query_is_sent_with_its_own_instruction(client, serv
     judged = JudgedSet(name="default", folder=tmp_path, split="test", queries=queries, qrels=qrels)
     ServiceSystem(client, instruction="mine").search(judged)
     assert sorted(sent) == [(["1", "3"], "I"), (["2"], "mine"), (["4"], "")]
+
+
+@pytest.mark.parametrize(("uses_own", "instruction"), [(True, "Find it"), (False, None)])
+def test_judged_sets_queries_bring_their_instructions_unless_told_not_to(folder, uses_own, instruction):
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "merge", "instruction": "Find it"}\n')
+    plan = EvaluationPlan(uses_bm25=True, uses_own_instructions=uses_own)
+    assert judged_sets([folder], None, plan)[0].judged[0].instruction == instruction
 
 
 @pytest.mark.parametrize(

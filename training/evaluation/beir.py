@@ -7,7 +7,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -46,6 +46,11 @@ class JudgedSet:
     def judged(self) -> list[Query]:
         """The judged queries that have a text, in the order of the judgements."""
         return [self.queries[query_id] for query_id in self.qrels if query_id in self.queries]
+
+    def without_instructions(self) -> "JudgedSet":
+        """The same set whose queries bring no instruction of their own."""
+        queries = {query_id: replace(query, instruction=None) for query_id, query in self.queries.items()}
+        return replace(self, queries=queries)
 
 
 def read_set(folder: Path, split: str | None = None) -> JudgedSet:
