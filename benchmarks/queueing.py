@@ -21,6 +21,8 @@ from service.errors import OverloadedError
 from service.metrics import Metrics
 from service.settings import BatchingSettings
 
+_PREEMPTION_SECONDS = 0.005  # how long a query is slowed by documents that give way to it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arrival:
@@ -55,7 +57,8 @@ class Calibration:
 
 @dataclass(kw_only=True)
 class TimedEncoder:
-    """An `AsyncEncoder` that executes batches one after the other, each for as long as the calibration says."""
+    """An `AsyncBackgroundEncoder` as on a processor: batches one after the other, each for as long as the calibration
+    says, and documents in what queries leave."""
 
     calibration: Calibration
     generator: random.Random
@@ -63,6 +66,7 @@ class TimedEncoder:
     dtype: str = "none"
     num_parallel: int = 1
     is_ready: bool = True
+    has_background: bool = True
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def start(self) -> None:
@@ -75,6 +79,16 @@ class TimedEncoder:
         seconds = self.calibration.batch_seconds(sum(map(len, token_ids)))
         async with self._turn:
             await asyncio.sleep(seconds * self.generator.choice(self.calibration.ratios))
+        return np.zeros((len(token_ids), 1), dtype=np.float32)
+
+    async def encode_in_background(self, token_ids: Sequence[TokenIds]) -> Embeddings:
+        seconds = self.calibration.batch_seconds(sum(map(len, token_ids))) * self.generator.choice(
+            self.calibration.ratios
+        )
+        while seconds > 0:
+            async with self._turn:
+                await asyncio.sleep(min(seconds, _PREEMPTION_SECONDS))
+            seconds -= _PREEMPTION_SECONDS
         return np.zeros((len(token_ids), 1), dtype=np.float32)
 
 

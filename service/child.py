@@ -1,7 +1,8 @@
 """What `service.supervised` starts: builds a handler and executes its methods for the parent, call by call.
 
-Calls run in order on the main thread; a second thread reads, so that the parent never waits to send, and so that the
-end of the parent, even by `kill -9`, ends this process. Requests are [call id, method, arguments], answers
+Calls run in order on the main thread, but those of the methods that a handler names in `background_methods` on another,
+in order as well. A third thread reads, so that the parent never waits to send, and so that the end of the parent, even
+by `kill -9`, ends this process. Requests are [call id, method, arguments], answers
 [call id, "ok", result] or [call id, "error", code or None, detail]; first comes [target, config, log format], call 0.
 """
 
@@ -14,13 +15,15 @@ import signal
 import socket
 import sys
 import threading
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeAlias
 
 from service.errors import EoseekError
 from service.frames import LENGTH, pack, unpack
 from service.logs import configure
 
 log = logging.getLogger(__name__)
+
+_Frames: TypeAlias = "queue.SimpleQueue[Any]"
 
 _PR_SET_PDEATHSIG = 1
 
@@ -30,16 +33,24 @@ def main(fd: int) -> NoReturn:
     _leave_the_end_to_the_parent()
     connection = socket.socket(fileno=fd)
     connection.set_inheritable(False)
-    frames: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    frames: _Frames = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection.makefile("rb"), frames), daemon=True).start()
 
     target, config, log_format = frames.get()
     configure("warning", log_format)
     handler, outcome = _build(target, config)
-    _answer(connection, 0, outcome)
+    answers = _Answers(connection)
+    answers.send(0, outcome)
+    background_methods = getattr(handler, "background_methods", ())
+    background: _Frames = queue.SimpleQueue()
+    if background_methods:
+        threading.Thread(target=_execute, args=(handler, background, answers), daemon=True).start()
     while True:
         call_id, method, args = frames.get()
-        _answer(connection, call_id, _call(handler, method, args))
+        if method in background_methods:
+            background.put((call_id, method, args))
+        else:
+            answers.send(call_id, _call(handler, method, args))
 
 
 def _leave_the_end_to_the_parent() -> None:
@@ -50,13 +61,19 @@ def _leave_the_end_to_the_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _read(stream: BinaryIO, frames: "queue.SimpleQueue[Any]") -> None:
+def _read(stream: BinaryIO, frames: _Frames) -> None:
     """Queue requests until the parent is gone."""
     try:
         while header := stream.read(LENGTH.size):
             frames.put(unpack(stream.read(*LENGTH.unpack(header))))
     finally:
         os._exit(0)  # not sys.exit: the main thread may be in a call that never returns
+
+
+def _execute(handler: Any, frames: _Frames, answers: "_Answers") -> NoReturn:
+    while True:
+        call_id, method, args = frames.get()
+        answers.send(call_id, _call(handler, method, args))
 
 
 def _build(target: str, config: dict[str, Any]) -> tuple[Any, list[Any]]:
@@ -84,15 +101,23 @@ def _failure(error: Exception) -> list[Any]:
     return ["error", None, f"{type(error).__name__}: {first_line}"]
 
 
-def _answer(connection: socket.socket, call_id: int, outcome: list[Any]) -> None:
-    try:
-        frame = pack([call_id, *outcome])
-    except (EoseekError, TypeError) as error:
-        frame = pack([call_id, "error", None, f"the answer cannot be carried: {str(error)!a}"])
-    try:
-        connection.sendall(frame)
-    except OSError:
-        os._exit(0)  # the parent is gone
+class _Answers:
+    """The way back to the parent, for several threads."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def send(self, call_id: int, outcome: list[Any]) -> None:
+        try:
+            frame = pack([call_id, *outcome])
+        except (EoseekError, TypeError) as error:
+            frame = pack([call_id, "error", None, f"the answer cannot be carried: {str(error)!a}"])
+        try:
+            with self._lock:
+                self._connection.sendall(frame)
+        except OSError:
+            os._exit(0)  # the parent is gone
 
 
 if __name__ == "__main__":

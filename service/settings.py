@@ -243,7 +243,8 @@ class BatchingSettings(Group):
     batch_target_ms: float = Field(
         250.0,
         gt=0,
-        description="Longest a document batch may take, ms: what a query waits at most. Too small costs throughput.",
+        description="Longest a document batch may take, ms: what a query waits at most. Too small costs throughput. "
+        "Torch on a processor encodes documents beside queries, at low priority, and needs no such limit.",
     )
     document_max_wait_ms: float = Field(
         2000.0,

@@ -107,7 +107,7 @@ class Supervised:
             raise NotReadyError(f"{self._name} is stopped")
 
     async def call(self, method: str, *args: Any, timeout: float | None = None) -> Any:
-        """Execute a method of the handler in the child, after the calls made before.
+        """Execute a method of the handler in the child, after the calls made before; see `service.child`.
 
         A call that is cancelled or times out is forgotten here; the child may still execute it.
 

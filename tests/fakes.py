@@ -55,6 +55,20 @@ class FakeEncoder:
         return fake_embedding(ids, self.dimension)
 
 
+class FakeBackgroundEncoder(FakeEncoder):
+    """Works on two batches at a time, where a test needs it to."""
+
+    has_background = True
+
+    def encode_in_background(self, token_ids: Sequence[TokenIds]) -> Embeddings:
+        return self.encode(token_ids)
+
+
+def build_fake_background_encoder(**options: Any) -> FakeBackgroundEncoder:
+    """As `build_fake_encoder`."""
+    return FakeBackgroundEncoder(**options)
+
+
 class FakePrefixEncoder(FakeEncoder):
     """Counts each text as one that continued, and holds ten tokens more with it."""
 
@@ -112,6 +126,21 @@ class GatedEncoder:
     async def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
         batch = GatedBatch(token_ids, self.dimension)
         self.waiting.put_nowait(batch)
+        return await batch.answer
+
+
+class GatedBackgroundEncoder(GatedEncoder):
+    """The same, which keeps batches of the background apart."""
+
+    has_background = True
+
+    def __init__(self, dimension: int = 8) -> None:
+        super().__init__(dimension)
+        self.in_background: asyncio.Queue[GatedBatch] = asyncio.Queue()
+
+    async def encode_in_background(self, token_ids: Sequence[TokenIds]) -> Embeddings:
+        batch = GatedBatch(token_ids, self.dimension)
+        self.in_background.put_nowait(batch)
         return await batch.answer
 
 

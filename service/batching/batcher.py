@@ -1,5 +1,7 @@
 """The loop around the policy: puts the texts of many requests into few batches and each result where it belongs.
 
+The two lanes take turns at the encoder, on one track; where it encodes documents in the background, each has a track.
+
 Every request ends exactly once: with its embeddings, a named error, or its caller's cancellation. Whatever ends it also
 takes what still waits of it out of its lane, so that nothing is encoded that nobody waits for.
 """
@@ -8,9 +10,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -27,7 +29,7 @@ from service.batching.policy import (
     plan_batch,
     retry_after_seconds,
 )
-from service.encoders.base import AsyncEncoder, Embeddings, TokenIds
+from service.encoders.base import AsyncBackgroundEncoder, AsyncEncoder, Embeddings, TokenIds
 from service.errors import (
     DeadlineExceededError,
     EncoderError,
@@ -48,6 +50,8 @@ _LATE = "the deadline passes before the texts are encoded; allow more time or se
 # have the encoder work on texts that time out under its hands, and next to nothing would be answered
 _MAX_WAIT_SHARE = 0.8
 _NUM_AHEAD = 1  # a batch beside those that run, so that the encoder never waits for us
+# of a document batch and the one ahead of it, where no query waits for them: longer ones are hardly faster
+_BACKGROUND_TARGET_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +110,38 @@ class _Lane:
             self.num_tokens -= request.waiting_tokens
 
 
+@dataclass(eq=False, kw_only=True)
+class _Track:
+    """Lanes that take turns at the encoder."""
+
+    lanes: dict[Lane, _Lane]
+    limits: Limits
+    encode: Callable[[Sequence[TokenIds]], Awaitable[Embeddings]]
+    num_parallel: Callable[[], int]
+    in_flight: dict[asyncio.Task[None], Plan[BatcherRequest]] = field(default_factory=dict)
+    document_served: float = float("-inf")
+    last_finished: float = float("-inf")
+
+    def in_flight_tokens(self) -> int:
+        return sum(plan.num_tokens for plan in self.in_flight.values())
+
+    def plan(self, now: float) -> Plan[BatcherRequest] | None:
+        """What to send now."""
+        if len(self.in_flight) >= self.num_parallel() + _NUM_AHEAD:
+            return None
+        # counted from the end of a batch: one that takes long would leave the next already old, and queries no turn
+        is_served_now = any(plan.lane == "document" for plan in self.in_flight.values())
+        situation = Situation(
+            now=now,
+            document_served=now if is_served_now else self.document_served,
+            tokens_per_second=(self.lanes.get("document") or self.lanes["query"]).speed.tokens_per_second,
+            in_flight_tokens=self.in_flight_tokens(),
+            num_parallel=self.num_parallel(),
+            num_in_flight=len(self.in_flight),
+        )
+        return plan_batch({name: lane.requests for name, lane in self.lanes.items()}, self.limits, situation)
+
+
 class Batcher:
     """Encodes requests of two lanes through one encoder. All methods belong to one event loop."""
 
@@ -138,15 +174,30 @@ class Batcher:
         self._lanes: dict[Lane, _Lane] = {"query": _Lane(), "document": _Lane()}
         self._reported: dict[Lane, tuple[int, int]] = dict.fromkeys(self._lanes, (0, 0))
         self._unwatch = [metrics.watch_queue(lane, partial(self._age_seconds, lane)) for lane in self._lanes]
+        self._tracks: dict[Lane, _Track] = {}
         self._requests: set[BatcherRequest] = set()  # admitted and not ended
-        self._in_flight: dict[asyncio.Task[None], Plan[BatcherRequest]] = {}
-        self._document_served = float("-inf")
-        self._last_finished = float("-inf")
         self._is_accepting = False
         self._is_pump_scheduled = False
 
     async def start(self) -> None:
-        """Accept requests."""
+        """Accept requests. The encoder is started by now, so it knows whether it works in the background."""
+        encoder = self._encoder
+        track = _Track(
+            lanes=self._lanes, limits=self._limits, encode=encoder.encode, num_parallel=lambda: encoder.num_parallel
+        )
+        if isinstance(encoder, AsyncBackgroundEncoder) and encoder.has_background:
+            self._tracks = {
+                "query": replace(track, lanes={"query": self._lanes["query"]}, in_flight={}),
+                "document": replace(
+                    track,
+                    lanes={"document": self._lanes["document"]},
+                    limits=replace(self._limits, batch_target_seconds=_BACKGROUND_TARGET_SECONDS),
+                    encode=encoder.encode_in_background,
+                    in_flight={},
+                ),
+            }
+        else:
+            self._tracks = {"query": track, "document": track}
         self._is_accepting = True
 
     async def stop(self, drain_seconds: float) -> None:
@@ -157,7 +208,7 @@ class Batcher:
         for request in list(self._requests):
             self._metrics.count_rejection("stopping")
             self._end(request, NotReadyError("the service is shutting down; send the request again"))
-        tasks = list(self._in_flight)
+        tasks = [task for track in set(self._tracks.values()) for task in track.in_flight]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -268,7 +319,7 @@ class Batcher:
         if deadline is None or not queue.requests or not queue.speed.is_measured:
             return
         speed, seconds_left = queue.speed.tokens_per_second, deadline - self._clock()
-        num_ahead = self._in_flight_tokens() + queue.num_tokens
+        num_ahead = self._tracks[lane].in_flight_tokens() + queue.num_tokens
         seconds_needed = (num_ahead + num_tokens) / speed
         if seconds_needed > _MAX_WAIT_SHARE * seconds_left:
             self._metrics.count_rejection("queue_full")
@@ -277,9 +328,6 @@ class Batcher:
                 f"little of the {seconds_left:.0f} s until its deadline; try again later",
                 retry_after_seconds=retry_after_seconds(num_ahead, speed),
             )
-
-    def _in_flight_tokens(self) -> int:
-        return sum(plan.num_tokens for plan in self._in_flight.values())
 
     def check_lengths(self, token_ids: Sequence[TokenIds]) -> list[int]:
         """Tokens of each text. Raises InvalidInputError for an empty text, or one over the batch budget."""
@@ -314,75 +362,64 @@ class Batcher:
         """Send what the policy wants sent."""
         self._is_pump_scheduled = False
         self._drop_late()
-        while len(self._in_flight) < self._encoder.num_parallel + _NUM_AHEAD and (plan := self._plan()) is not None:
-            self._lanes[plan.lane].take(plan)
-            self._report_queue(plan.lane)
-            if plan.lane == "document":
-                self._document_served = self._clock()
-            is_ahead = len(self._in_flight) >= self._encoder.num_parallel
-            task = asyncio.create_task(self._execute(plan, is_ahead=is_ahead))
-            self._in_flight[task] = plan
-            task.add_done_callback(self._on_executed)
+        for track in dict.fromkeys(self._tracks.values()):
+            while (plan := track.plan(self._clock())) is not None:
+                self._lanes[plan.lane].take(plan)
+                self._report_queue(plan.lane)
+                if plan.lane == "document":
+                    track.document_served = self._clock()
+                is_ahead = len(track.in_flight) >= track.num_parallel()
+                task = asyncio.create_task(self._execute(plan, track, is_ahead=is_ahead))
+                track.in_flight[task] = plan
+                task.add_done_callback(partial(self._on_executed, track))
 
     def _drop_late(self) -> None:
         """End requests at the front that can no longer be encoded in time, where others wait behind them.
 
         The encoder is for those. The last one is always tried, so that what is encoded corrects a wrong estimate.
         """
-        for lane in self._lanes.values():
+        for name, lane in self._lanes.items():
             while len(lane.requests) > 1:
                 request = next(iter(lane.requests))
                 seconds_left = math.inf if request.deadline is None else request.deadline - self._clock()
-                num_tokens = request.waiting_tokens + self._in_flight_tokens()
+                num_tokens = request.waiting_tokens + self._tracks[name].in_flight_tokens()
                 if is_in_time(num_tokens, lane.speed.tokens_per_second, seconds_left):
                     break
                 self._metrics.count_rejection("deadline")
                 self._end(request, DeadlineExceededError(_LATE))
 
-    def _plan(self) -> Plan[BatcherRequest] | None:
-        now = self._clock()
-        # counted from the end of a batch: one that takes long would leave the next already old, and queries no turn
-        is_served_now = any(plan.lane == "document" for plan in self._in_flight.values())
-        situation = Situation(
-            now=now,
-            document_served=now if is_served_now else self._document_served,
-            tokens_per_second=self._lanes["document"].speed.tokens_per_second,
-            in_flight_tokens=self._in_flight_tokens(),
-            num_parallel=self._encoder.num_parallel,
-            num_in_flight=len(self._in_flight),
-        )
-        return plan_batch({name: lane.requests for name, lane in self._lanes.items()}, self._limits, situation)
-
-    def _on_executed(self, task: asyncio.Task[None]) -> None:
-        if self._in_flight.pop(task).lane == "document":
-            self._document_served = self._clock()
+    def _on_executed(self, track: _Track, task: asyncio.Task[None]) -> None:
+        if track.in_flight.pop(task).lane == "document":
+            track.document_served = self._clock()
         self._schedule_pump()
 
-    async def _execute(self, plan: Plan[BatcherRequest], *, is_ahead: bool) -> None:
+    async def _execute(self, plan: Plan[BatcherRequest], track: _Track, *, is_ahead: bool) -> None:
         """Encode one batch and end or advance each of its requests."""
         sent = self._clock()
         token_ids = [ids for each in plan.slices for ids in each.request.token_ids[each.start : each.stop]]
         try:
-            embeddings = await self._encoder.encode(token_ids)
-            self._deliver(plan, embeddings, sent, is_ahead=is_ahead)
+            embeddings = await track.encode(token_ids)
+            self._deliver(plan, track, embeddings, sent, is_ahead=is_ahead)
         except EoseekError as error:
             self._fail(plan, error)
         except Exception as error:
             log.exception("unexpected error of the encoder")
             self._fail(plan, EncoderError(f"the encoder failed: {type(error).__name__}"))
         finally:
-            self._last_finished = self._clock()
+            track.last_finished = self._clock()
 
-    def _deliver(self, plan: Plan[BatcherRequest], embeddings: Embeddings, sent: float, *, is_ahead: bool) -> None:
+    def _deliver(
+        self, plan: Plan[BatcherRequest], track: _Track, embeddings: Embeddings, sent: float, *, is_ahead: bool
+    ) -> None:
         expected = (plan.num_texts, self._encoder.dimension)
         if embeddings.shape != expected:
             raise EncoderError(f"the encoder gave embeddings of shape {embeddings.shape} instead of {expected}")
         finished = self._clock()
         # of batches side by side each counts from the end of the last: speed and load are those of all together
-        busy_seconds = finished - max(sent, self._last_finished)
+        busy_seconds = finished - max(sent, track.last_finished)
         self._lanes[plan.lane].speed.observe(plan.num_tokens, busy_seconds)
         self._metrics.observe_batch(plan.lane, tokens=plan.num_tokens, texts=plan.num_texts, seconds=busy_seconds)
-        started = max(sent, self._last_finished) if is_ahead else sent  # one ahead waits for one before it
+        started = max(sent, track.last_finished) if is_ahead else sent  # one ahead waits for one before it
         row = 0
         for each in plan.slices:
             rows = embeddings[row : row + each.stop - each.start]

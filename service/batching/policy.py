@@ -122,8 +122,8 @@ def _choose_lane(lanes: Mapping[Lane, Iterable[Waiting]], limits: Limits, situat
     Their wait counts from the end of the last document batch on, not from their arrival or from its beginning: behind a
     long backlog, or after one slow batch, every document is old, and queries would come second for as long as it lasts.
     """
-    oldest_query = next(iter(lanes["query"]), None)
-    oldest_document = next(iter(lanes["document"]), None)
+    oldest_query = next(iter(lanes.get("query", ())), None)
+    oldest_document = next(iter(lanes.get("document", ())), None)
     if oldest_document is None:
         return "query" if oldest_query is not None else None
     waited_seconds = situation.now - max(oldest_document.arrived, situation.document_served)

@@ -44,6 +44,20 @@ class Encoder(Protocol):
         ...
 
 
+@runtime_checkable
+class BackgroundEncoder(Encoder, Protocol):
+    """An encoder that can work on two batches at a time, one of which gives way to the other."""
+
+    @property
+    def has_background(self) -> bool:
+        """Whether it can here."""
+        ...
+
+    def encode_in_background(self, token_ids: Sequence[TokenIds]) -> Embeddings:
+        """As `encode`, beside calls of it, and slowed by them rather than slowing them. One call at a time."""
+        ...
+
+
 @dataclass(kw_only=True)
 class PrefixFigures:
     """What became of openings that texts share; counts since they were last taken, and the level now."""
@@ -98,4 +112,18 @@ class AsyncEncoder(Protocol):
 
     async def stop(self) -> None:
         """End the worker. Calls still under way raise EncoderError."""
+        ...
+
+
+@runtime_checkable
+class AsyncBackgroundEncoder(AsyncEncoder, Protocol):
+    """The same of `BackgroundEncoder`."""
+
+    @property
+    def has_background(self) -> bool:
+        """As `BackgroundEncoder.has_background`; known once it is started."""
+        ...
+
+    async def encode_in_background(self, token_ids: Sequence[TokenIds]) -> Embeddings:
+        """As `encode`, beside calls of it, and giving way to them."""
         ...

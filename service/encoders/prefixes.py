@@ -5,6 +5,7 @@ that calculates the second one, and each later text continues from as much of it
 serves as well. The price: the first two texts of an instruction are calculated whole.
 """
 
+import threading
 from array import array
 from bisect import bisect_left
 from collections import OrderedDict, deque
@@ -30,7 +31,7 @@ _BEGINNING_BYTES = MIN_TOKENS * _ID_BYTES
 
 
 class PrefixCache:
-    """States of shared openings, bounded. Not thread-safe: an encoder works on one batch at a time."""
+    """States of shared openings, bounded; batches may be calculated beside each other."""
 
     def __init__(self, max_tokens: int) -> None:
         """`max_tokens`: held at most, of all openings together; the opening unused for longest goes first."""
@@ -40,6 +41,7 @@ class PrefixCache:
         self._recent: OrderedDict[Opening, deque[Opening]] = OrderedDict()
         self._recent_bytes = 0
         self._figures = PrefixFigures()
+        self._lock = threading.Lock()
 
     def learn(self, token_ids: Sequence[TokenIds]) -> dict[int, int]:
         """Note the openings of a batch.
@@ -47,65 +49,69 @@ class PrefixCache:
         Returns:
             By index, of how many first tokens of a text the states are worth keeping when it is calculated.
         """
-        chosen: dict[int, int] = {}
-        coming: dict[Opening, list[Opening]] = {}
-        for index, ids in enumerate(token_ids):
-            if len(ids) <= MIN_TOKENS:
-                continue
-            opening = _opening(ids, _MAX_TOKENS)
-            beginning = opening[:_BEGINNING_BYTES]
-            kept = [*self._by_beginning.get(beginning, ()), *coming.get(beginning, ())]
-            length = _worth_keeping(opening, self._recent.get(beginning, ()), kept)
-            if length <= self.max_tokens and _is_worth_using(length, ids):
-                chosen[index] = length
-                coming.setdefault(beginning, []).append(opening[: length * _ID_BYTES])
-            self._remember(opening)
-        self._figures.misses += len(chosen)
-        return chosen
+        with self._lock:
+            chosen: dict[int, int] = {}
+            coming: dict[Opening, list[Opening]] = {}
+            for index, ids in enumerate(token_ids):
+                if len(ids) <= MIN_TOKENS:
+                    continue
+                opening = _opening(ids, _MAX_TOKENS)
+                beginning = opening[:_BEGINNING_BYTES]
+                kept = [*self._by_beginning.get(beginning, ()), *coming.get(beginning, ())]
+                length = _worth_keeping(opening, self._recent.get(beginning, ()), kept)
+                if length <= self.max_tokens and _is_worth_using(length, ids):
+                    chosen[index] = length
+                    coming.setdefault(beginning, []).append(opening[: length * _ID_BYTES])
+                self._remember(opening)
+            self._figures.misses += len(chosen)
+            return chosen
 
     def keep(self, ids: TokenIds, prefix: Prefix) -> None:
         """Hold the states of the first tokens of a text, and drop what they leave no room for.
 
         Of two openings one of which goes on from the other, the longer one is held: a cut of it serves the same texts.
         """
-        opening = _opening(ids, prefix.length)
-        siblings = self._by_beginning.get(opening[:_BEGINNING_BYTES], ())
-        if any(each.startswith(opening) for each in siblings):
-            return
-        for other in [each for each in siblings if opening.startswith(each)]:
-            self._drop(other)
-        self._prefixes[opening] = prefix
-        self._by_beginning.setdefault(opening[:_BEGINNING_BYTES], []).append(opening)
-        self._figures.held_tokens += prefix.length
-        while self._figures.held_tokens > self.max_tokens:
-            self._drop(next(iter(self._prefixes)))
-            self._figures.evictions += 1
+        with self._lock:
+            opening = _opening(ids, prefix.length)
+            siblings = self._by_beginning.get(opening[:_BEGINNING_BYTES], ())
+            if any(each.startswith(opening) for each in siblings):
+                return
+            for other in [each for each in siblings if opening.startswith(each)]:
+                self._drop(other)
+            self._prefixes[opening] = prefix
+            self._by_beginning.setdefault(opening[:_BEGINNING_BYTES], []).append(opening)
+            self._figures.held_tokens += prefix.length
+            while self._figures.held_tokens > self.max_tokens:
+                self._drop(next(iter(self._prefixes)))
+                self._figures.evictions += 1
 
     def find(self, token_ids: Sequence[TokenIds]) -> list[Prefix | None]:
         """What each text of a batch continues from, at least one token before its end; the same object for the same."""
-        found = []
-        for index, ids in enumerate(token_ids):
-            opening, length = self._longest(ids)
-            if _is_worth_using(length, ids):
-                self._prefixes.move_to_end(opening)
-                found.append((length, opening, index))
-        prefixes: list[Prefix | None] = [None] * len(token_ids)
-        cuts: dict[Opening, Prefix] = {}
-        for length, opening, index in sorted(found):
-            # a few tokens more are not worth an attention call: queries that begin alike stay with the others
-            ends = [(length - n) * _ID_BYTES for n in range(MIN_TOKENS)]
-            shared = next((opening[:end] for end in ends if opening[:end] in cuts), opening[: ends[0]])
-            if shared not in cuts:
-                cuts[shared] = self._prefixes[opening].cut(length)
-            prefixes[index] = prefix = cuts[shared]
-            self._figures.hits += 1
-            self._figures.saved_tokens += prefix.length
-        return prefixes
+        with self._lock:
+            found = []
+            for index, ids in enumerate(token_ids):
+                opening, length = self._longest(ids)
+                if _is_worth_using(length, ids):
+                    self._prefixes.move_to_end(opening)
+                    found.append((length, opening, index))
+            prefixes: list[Prefix | None] = [None] * len(token_ids)
+            cuts: dict[Opening, Prefix] = {}
+            for length, opening, index in sorted(found):
+                # a few tokens more are not worth an attention call: queries that begin alike stay with the others
+                ends = [(length - n) * _ID_BYTES for n in range(MIN_TOKENS)]
+                shared = next((opening[:end] for end in ends if opening[:end] in cuts), opening[: ends[0]])
+                if shared not in cuts:
+                    cuts[shared] = self._prefixes[opening].cut(length)
+                prefixes[index] = prefix = cuts[shared]
+                self._figures.hits += 1
+                self._figures.saved_tokens += prefix.length
+            return prefixes
 
     def take_figures(self) -> PrefixFigures:
         """What happened since the last call."""
-        taken, self._figures = self._figures, PrefixFigures(held_tokens=self._figures.held_tokens)
-        return taken
+        with self._lock:
+            taken, self._figures = self._figures, PrefixFigures(held_tokens=self._figures.held_tokens)
+            return taken
 
     def _longest(self, ids: TokenIds) -> tuple[Opening, int]:
         """The kept opening that shares most tokens with a text, and how many, its last token left out."""

@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.encoders.base import Embeddings, Encoder, PrefixEncoder, PrefixFigures, TokenIds
+from service.encoders.base import (
+    BackgroundEncoder,
+    Embeddings,
+    Encoder,
+    PrefixEncoder,
+    PrefixFigures,
+    TokenIds,
+)
 from service.errors import DeadlineExceededError, EncoderError, NotReadyError
 from service.supervised import ChildDiedError, Supervised
 
@@ -25,12 +32,18 @@ _TORCH = "service.encoders.torch_encoder:load_encoder"
 class Worker:
     """What the child hosts: an encoder behind arrays, the cheapest form for its calls."""
 
+    background_methods = ("encode_in_background",)
+
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
 
     def describe(self) -> dict[str, Any]:
         """What the parent needs to know of the encoder."""
-        return {"dimension": self._encoder.dimension, "dtype": self._encoder.dtype}
+        return {
+            "dimension": self._encoder.dimension,
+            "dtype": self._encoder.dtype,
+            "has_background": isinstance(self._encoder, BackgroundEncoder) and self._encoder.has_background,
+        }
 
     def encode(
         self, lengths: NDArray[np.int32], flat_ids: NDArray[np.int32]
@@ -40,11 +53,21 @@ class Worker:
         Returns:
             The embeddings, and what became of shared openings, as `PrefixFigures`, where the encoder counts that.
         """
+        return self._encode(self._encoder.encode, lengths, flat_ids)
+
+    def encode_in_background(
+        self, lengths: NDArray[np.int32], flat_ids: NDArray[np.int32]
+    ) -> tuple[Embeddings, dict[str, int] | None]:
+        """As `encode`, beside it."""
+        assert isinstance(self._encoder, BackgroundEncoder)
+        return self._encode(self._encoder.encode_in_background, lengths, flat_ids)
+
+    def _encode(
+        self, encode: Callable[[list[TokenIds]], Embeddings], lengths: NDArray[np.int32], flat_ids: NDArray[np.int32]
+    ) -> tuple[Embeddings, dict[str, int] | None]:
         ids = flat_ids.tolist()
         stops = np.cumsum(lengths).tolist()
-        embeddings = self._encoder.encode(
-            [ids[stop - length : stop] for stop, length in zip(stops, lengths, strict=True)]
-        )
+        embeddings = encode([ids[stop - length : stop] for stop, length in zip(stops, lengths, strict=True)])
         counts = self._encoder if isinstance(self._encoder, PrefixEncoder) else None
         return embeddings, asdict(counts.take_prefix_figures()) if counts else None
 
@@ -97,6 +120,7 @@ class WorkerEncoder:
         self._hang_seconds = hang_seconds
         self._dimension = 0
         self._dtype = ""
+        self._has_background = False
 
     @property
     def dimension(self) -> int:
@@ -107,6 +131,11 @@ class WorkerEncoder:
     def dtype(self) -> str:
         """Number format of the weights; empty before `start`."""
         return self._dtype
+
+    @property
+    def has_background(self) -> bool:
+        """See `AsyncBackgroundEncoder.has_background`."""
+        return self._has_background
 
     @property
     def is_ready(self) -> bool:
@@ -123,15 +152,15 @@ class WorkerEncoder:
         await self._child.start()
         described = await self._child.call("describe")
         self._dimension, self._dtype = described["dimension"], described["dtype"]
+        self._has_background = described["has_background"]
 
     async def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
         """See `AsyncEncoder.encode`. Encoding has no effects, so a batch whose worker died is sent once more."""
-        lengths = np.fromiter(map(len, token_ids), np.int32, len(token_ids))
-        flat_ids = np.fromiter(chain.from_iterable(token_ids), np.int32, int(lengths.sum()))
-        try:
-            return await self._call(lengths, flat_ids)
-        except ChildDiedError:
-            return await self._retry(lengths, flat_ids)
+        return await self._encode("encode", token_ids)
+
+    async def encode_in_background(self, token_ids: Sequence[TokenIds]) -> Embeddings:
+        """See `AsyncBackgroundEncoder.encode_in_background`; as `encode` otherwise."""
+        return await self._encode("encode_in_background", token_ids)
 
     async def stop(self) -> None:
         """See `AsyncEncoder.stop`."""
@@ -147,9 +176,17 @@ class WorkerEncoder:
         change, self._held_tokens = figures.held_tokens - self._held_tokens, figures.held_tokens
         self._on_prefixes(replace(figures, held_tokens=change))
 
-    async def _call(self, lengths: NDArray[np.int32], flat_ids: NDArray[np.int32]) -> Embeddings:
+    async def _encode(self, method: str, token_ids: Sequence[TokenIds]) -> Embeddings:
+        lengths = np.fromiter(map(len, token_ids), np.int32, len(token_ids))
+        flat_ids = np.fromiter(chain.from_iterable(token_ids), np.int32, int(lengths.sum()))
         try:
-            answer = await self._child.call("encode", lengths, flat_ids, timeout=self._hang_seconds)
+            return await self._call(method, lengths, flat_ids)
+        except ChildDiedError:
+            return await self._retry(method, lengths, flat_ids)
+
+    async def _call(self, method: str, lengths: NDArray[np.int32], flat_ids: NDArray[np.int32]) -> Embeddings:
+        try:
+            answer = await self._child.call(method, lengths, flat_ids, timeout=self._hang_seconds)
         except DeadlineExceededError as error:
             self._child.kill()
             raise EncoderError(f"the encoder worker hung for {self._hang_seconds:g} s and is restarted") from error
@@ -158,13 +195,13 @@ class WorkerEncoder:
             self._note_prefixes(PrefixFigures(**answer[1]))
         return embeddings
 
-    async def _retry(self, lengths: NDArray[np.int32], flat_ids: NDArray[np.int32]) -> Embeddings:
+    async def _retry(self, method: str, lengths: NDArray[np.int32], flat_ids: NDArray[np.int32]) -> Embeddings:
         try:
             await self._child.wait_ready(self._restart_wait_seconds)
         except NotReadyError as error:
             raise EncoderError(error.detail) from error
         try:
-            return await self._call(lengths, flat_ids)
+            return await self._call(method, lengths, flat_ids)
         except ChildDiedError as error:
             raise EncoderError("the encoder worker died twice under the same batch; retry in a moment") from error
 

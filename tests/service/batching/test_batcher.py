@@ -15,7 +15,7 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.settings import BatchingSettings
-from tests.fakes import GatedEncoder, fake_embedding
+from tests.fakes import GatedBackgroundEncoder, GatedEncoder, fake_embedding
 
 LIMIT_SECONDS = 30  # what would hang fails
 
@@ -31,9 +31,9 @@ class Clock:
 class Bench:
     """A batcher over a gated encoder and a fake clock."""
 
-    def __init__(self, *, num_parallel=1, **settings):
+    def __init__(self, *, encoder=None, **settings):
         self.clock = Clock()
-        self.encoder = GatedEncoder(num_parallel=num_parallel)
+        self.encoder = encoder or GatedEncoder()
         self.metrics = Metrics(CollectorRegistry())
         self.batcher = Batcher(self.encoder, BatchingSettings(**settings), metrics=self.metrics, clock=self.clock)
         self.tasks = []
@@ -137,7 +137,7 @@ async def test_batcher_a_full_batch_is_sent_ahead_and_no_third(bench):
     assert (await task).embeddings.shape == (4, 8)
 
 
-@bench_test(num_parallel=2)
+@bench_test(make=lambda: Bench(encoder=GatedEncoder(num_parallel=2)))
 async def test_batcher_gives_an_encoder_as_many_batches_as_it_runs_side_by_side(bench):
     tasks = [bench.submit([1])]
     first = await bench.batch()
@@ -154,7 +154,7 @@ async def test_batcher_gives_an_encoder_as_many_batches_as_it_runs_side_by_side(
     await asyncio.gather(*tasks)
 
 
-@bench_test(num_parallel=2)
+@bench_test(make=lambda: Bench(encoder=GatedEncoder(num_parallel=2)))
 async def test_batcher_side_by_side_a_request_s_time_is_its_own_and_the_load_that_of_all(bench):
     one = bench.submit([1])
     first = await bench.batch()
@@ -254,6 +254,52 @@ async def test_batcher_document_batches_follow_the_measured_speed(bench):
     ahead.release()
     batch = await bench.batch()
     assert len(batch.token_ids) == 25  # 500 tokens/s, half of a second
+
+
+def background_bench(**settings):
+    return Bench(encoder=GatedBackgroundEncoder(), **settings)
+
+
+@bench_test(make=background_bench, batch_target_ms=1)
+async def test_batcher_documents_in_the_background_keep_no_query_waiting(bench):
+    documents = bench.submit(*([index] * 10 for index in range(1, 411)), lane="document")
+    running, ahead = await bench.encoder.in_background.get(), await bench.encoder.in_background.get()
+    assert [len(running.token_ids), len(ahead.token_ids)] == [200, 200]  # 2,000 tokens/s assumed, a second each
+
+    query = bench.submit([7])
+    (await bench.batch()).release()
+    np.testing.assert_array_equal((await query).embeddings, embeddings([7]))
+
+    running.release()
+    ahead.release()
+    (await bench.encoder.in_background.get()).release()
+    assert (await documents).embeddings.shape == (410, 8)
+
+
+@bench_test(make=background_bench, max_batch_tokens=10)
+async def test_batcher_each_lane_has_its_speed_and_its_load_where_documents_are_in_the_background(bench):
+    bench.submit([1] * 10, [2] * 10, lane="document")
+    running = await bench.encoder.in_background.get()
+    query = bench.submit([3] * 10)
+    batch = await bench.batch()
+    bench.clock.now += 1.0
+    batch.release()
+    await query
+    bench.clock.now += 1.0
+    running.release()
+    (await bench.encoder.in_background.get()).release()
+    await bench.settle()
+    assert bench.sample("eoseek_encoder_busy_seconds_total", lane="query") == 1.0
+    assert bench.sample("eoseek_encoder_busy_seconds_total", lane="document") == 2.0
+
+
+@bench_test(make=background_bench)
+async def test_batcher_stop_ends_the_background_too(bench):
+    task = bench.submit([1], lane="document")
+    await bench.encoder.in_background.get()
+    await bench.batcher.stop(0)
+    with pytest.raises(NotReadyError):
+        await task
 
 
 @bench_test()

@@ -1,9 +1,13 @@
 """The encoder contract on every family, against transformers' own forward of one text at a time."""
 
 import math
+import os
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,9 +43,13 @@ def reference(family: str, token_ids: list[list[int]]) -> NDArray[np.float32]:
     return (embeddings / embeddings.norm(dim=1, keepdim=True)).float().numpy()
 
 
-def encoder_of(family: str, **settings: int) -> TorchEncoder:
+def encoder_of(family: str, *, row_tokens: int = 1000, prefix_cache_tokens: int = 0) -> TorchEncoder:
     return TorchEncoder(
-        tiny_model(family), pooling=FAMILIES[family][3], dimension=32, row_tokens=settings.get("row_tokens", 1000)
+        tiny_model(family),
+        pooling=FAMILIES[family][3],
+        dimension=32,
+        row_tokens=row_tokens,
+        prefix_cache_tokens=prefix_cache_tokens,
     )
 
 
@@ -99,6 +107,40 @@ def test_encode_rows_beside_each_other_give_the_same_in_input_order(family: str)
     single = np.concatenate([encoder.encode([ids]) for ids in token_ids])
     assert threads[3:] == [("", 3)] * 40  # a text alone has all threads for itself
     np.testing.assert_allclose(embeddings, single, atol=2e-6)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_encode_in_background_gives_the_same_beside_other_batches() -> None:
+    encoder = encoder_of("llama", prefix_cache_tokens=512)
+    shared = random_ids([40], seed=5)[0]
+    batches = [
+        [shared + ids for ids in random_ids([9, 20, 30], seed=each)] + random_ids([200, 300, 280], seed=each)
+        for each in range(8)
+    ]
+    expected = [encoder_of("llama").encode(batch) for batch in batches]
+    with ThreadPoolExecutor(2) as threads:
+        in_background = threads.map(encoder.encode_in_background, batches)
+        at_once = threads.map(encoder.encode, batches)
+        for got, wanted in zip([*in_background, *at_once], 2 * expected, strict=True):
+            np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux knows the priority of a thread")
+def test_encode_in_background_runs_at_low_priority_and_leaves_that_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = encoder_of("llama")
+    niceness: dict[str, int] = {}
+    encode_row = encoder._encode_row
+
+    def spy(*args: Any, **options: Any) -> Any:
+        name = threading.current_thread().name.partition("_")[0]
+        niceness[name] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        return encode_row(*args, **options)
+
+    monkeypatch.setattr(encoder, "_encode_row", spy)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    encoder.encode_in_background(random_ids([8]))
+    encoder.encode(random_ids([8]))
+    assert (niceness["background"], niceness["MainThread"]) == (min(before + 10, 19), before)
 
 
 @pytest.mark.usefixtures("three_threads")

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from service.encoders.base import AsyncEncoder, Encoder
+from service.encoders.base import AsyncBackgroundEncoder, AsyncEncoder, Encoder
 from service.encoders.worker import LocalEncoder, Worker, WorkerEncoder
 from service.errors import ConfigurationError, EncoderError
 from tests.fakes import (
@@ -84,6 +84,30 @@ def test_worker_concurrent_batches_each_get_their_own_answer():
             answers = await asyncio.gather(*map(encoder.encode, batches))
             for texts, answer in zip(batches, answers, strict=True):
                 np.testing.assert_array_equal(answer, FakeEncoder().encode(texts))
+
+    run(test)
+
+
+def test_worker_batches_in_the_background_keep_no_other_waiting():
+    async def test():
+        async with running(factory="tests.fakes:build_fake_background_encoder") as encoder:
+            assert isinstance(encoder, AsyncBackgroundEncoder)
+            assert encoder.has_background
+            np.testing.assert_array_equal(await encoder.encode_in_background(TEXTS), EXPECTED)
+            hanging = asyncio.create_task(encoder.encode_in_background([[HANG_ID]]))
+            await asyncio.sleep(0)
+            np.testing.assert_array_equal(await encoder.encode(TEXTS), EXPECTED)
+            assert not hanging.done()
+        with pytest.raises(EncoderError):
+            await hanging
+
+    run(test)
+
+
+def test_worker_of_an_encoder_that_knows_no_background_has_none():
+    async def test():
+        async with running() as encoder:
+            assert not encoder.has_background
 
     run(test)
 
