@@ -3,13 +3,13 @@
 # make check   format, lint, types, import arrows, audit        make install the service alone, nothing started
 # make bench   speeds beside vLLM, Infinity and sentence-transformers, each in an environment of its own; BENCH=--quick to try it
 # make docs    writes the pages of docs/ that are made of the code
-# make chaos   kills, besieges and mixes up what it starts, and says what held; hours, or minutes with SMOKE=1
+# make chaos   tries to break what the service promises, and says what held; hours, minutes with SMOKE=1, one with ARGS="--only NAME"
 # make train-default   tunes the default checkpoint's adapter anew; hours, or minutes with SMOKE=1, to try the chain
 #
 # Each target does its own set-up; stamps inside the virtual environment remember what is done.
 # Variables, on the command line or in the environment:
-#   PYTHON=python3.12  PORT=9000  ENCODER=<checkpoint directory or hub name>  COLLECTION=<default collection>  ARGS=<for pytest>
-#   DATA=<folder of train/ and train-labelled/>  SMOKE=1  VLLM_VENV=<its environment>  BENCH=<options of python -m benchmarks.bench>
+#   PYTHON=python3.12  PORT=9000  ENCODER=<checkpoint directory or hub name>  COLLECTION=<default collection>  ARGS=<for pytest, or for chaos>
+#   DATA=<folder of train/, train-labelled/, scifact/>  SMOKE=1  VLLM_VENV=<its environment>  BENCH=<options of python -m benchmarks.bench>
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -95,8 +95,8 @@ test-vllm: vllm-env model
 bench: install-dev model
 	$(BIN)/python -m benchmarks.bench $(BENCH)
 
-chaos: install-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.chaos --data $(DATA)/scifact $(if $(SMOKE),--short) $(ARGS)
+chaos: install-dev model
+	$(BIN)/python -m benchmarks.chaos --data $(DATA) $(if $(SMOKE),--short) $(ARGS)
 
 check: install-dev
 	$(BIN)/ruff format --check .

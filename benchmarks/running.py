@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,19 +52,27 @@ def running_service(**settings: str) -> Iterator[Service]:
             stop(service)
 
 
-def start_service(port: int, store: Path, *, log: Path = Path(os.devnull), **settings: str) -> Service:
+def start_service(
+    port: int, store: Path, *, log: Path = Path(os.devnull), prefix: Sequence[str] = (), **settings: str
+) -> Service:
     """`eoseek serve` on this port and store, not waited for; `settings` as `encoder__dtype="float32"`.
 
     Nothing else is set: keys or limits from this environment would change what is measured, or refuse it. The cache of
-    queries is off, since what is measured is their encoding. What it says on stderr is appended to `log`.
+    queries is off, since what is measured is their encoding. What it says on stderr is appended to `log`; `prefix`
+    stands before its command.
     """
     settings = {"batching__cache_bytes": "0"} | settings
     variables = {f"EOSEEK_{key.upper()}": value for key, value in settings.items()}
     variables |= {"EOSEEK_API__PORT": str(port), "EOSEEK_STORE__PATH": str(store)}
-    inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("EOSEEK_")}
+    command = [*prefix, sys.executable, "-m", "eoseek", "serve"]
     with log.open("ab") as stderr:
-        process = subprocess.Popen([sys.executable, "-m", "eoseek", "serve"], env=inherited | variables, stderr=stderr)
+        process = subprocess.Popen(command, env=plain_environment() | variables, stderr=stderr)
     return Service(f"http://127.0.0.1:{port}", process)
+
+
+def plain_environment() -> dict[str, str]:
+    """This environment without settings of the service."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith("EOSEEK_")}
 
 
 def stop(service: Service) -> None:
@@ -74,10 +82,15 @@ def stop(service: Service) -> None:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    """A port of 127.0.0.1 that nobody listens on, below those that the system gives to clients.
+
+    One of these that polls for a service which is away could be given the service's own port, and meet itself.
+    """
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until_ready(service: Service, limit_seconds: float = 120) -> float:

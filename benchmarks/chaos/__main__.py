@@ -1,87 +1,105 @@
-"""Experiments that try to break what the service promises, on loopback, bounded in time and count.
+"""Experiments that try to break what the service promises, on loopback, with services of their own.
 
-    python -m benchmarks.chaos [--short] [--only NAME]... [--checkpoint default] [--minutes 30] [--json FILE]
+    python -m benchmarks.chaos [--only NAME]... [--short] [--set NAME=VALUE]... [--json FILE [--show]] [--keep FOLDER]
 
-Each starts services of its own and ends only what it started. Prints a line for each goal; exit code 1 if one was
-missed. Without --checkpoint a small one with random weights encodes, so that the service and not the model is at work.
-An experiment that breaks off has missed its goal; one whose data are not there is skipped, and says so.
+Prints one table: what was done, what came of it, what was promised, and whether it held; exit code 1 where it did not.
+With --json the file keeps the results of earlier runs of other experiments, and the table has them all. `--short` takes
+minutes and makes sure of the experiments more than of the service; `--set kills=5` changes one size.
 """
 
 import argparse
+import inspect
+import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from benchmarks.chaos import backups, connections, crashes, mixed_up, soak, suites
-from benchmarks.chaos.results import Goal, Options, Result, Skipped, exit_code, positive, table
-from benchmarks.running import DATA, write_json
-
-Experiment = Callable[[Options], Result]
-EXPERIMENTS: dict[str, Experiment] = {
-    "service-killed": crashes.service_killed,
-    "worker-killed": crashes.worker_killed,
-    "slow-connections": connections.slow_connections,
-    "mixed-up": mixed_up.mixed_up,
-    "backup": backups.backup_under_load,
-    "soak": soak.soak,
-    "reindex-killed": suites.reindex_killed,
-    "authorisation": suites.authorisation,
-    "any-call": suites.any_call,
-    "filters": suites.filters,
-    "disk-full": suites.disk_full,
-}
+from benchmarks.chaos.catalogue import EXPERIMENTS, Experiment
+from benchmarks.chaos.lab import Lab
+from benchmarks.chaos.results import Goal, Result, SkippedError, keep, read, table
+from benchmarks.running import DATA
 
 
-def main(arguments: Sequence[str] | None = None, experiments: Mapping[str, Experiment] = EXPERIMENTS) -> int:
+class OverdueError(KeyboardInterrupt):
+    """An experiment took too long; like Ctrl-C it is caught by nothing on the way, also not by asyncio."""
+
+
+def main(arguments: Sequence[str] | None = None, experiments: Sequence[Experiment] = EXPERIMENTS) -> int:
+    names = [each.name for each in experiments]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--only", action="append", metavar="NAME", choices=list(experiments), help=", ".join(experiments)
-    )
-    parser.add_argument("--short", action="store_true", help="few and brief: whether it works, not how long it holds")
-    parser.add_argument("--checkpoint", help="as EOSEEK_ENCODER__CHECKPOINT")
-    parser.add_argument("--minutes", type=positive, default=30, help="of the soak")
-    parser.add_argument("--data", type=Path, default=DATA / "scifact", help="a folder in BEIR's layout")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
+    parser.add_argument("--short", action="store_true", help="small sizes; speed and growth are not judged")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a size, as kills=5")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of data sets in BEIR's layout")
+    parser.add_argument("--keep", type=Path, help="folder for stores and logs, kept for a look; default: one that goes")
+    parser.add_argument("--limit-minutes", type=float, default=120, help="of one experiment, then it is broken off")
+    parser.add_argument("--json", type=Path, help="file of results, to which these are added")
+    parser.add_argument("--show", action="store_true", help="run nothing, print the table of --json")
     chosen = parser.parse_args(arguments)
-    results: dict[str, Result] = {}
-    with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
-        options = Options(
-            data=chosen.data,
-            directory=Path(directory),
-            is_short=chosen.short,
-            checkpoint=chosen.checkpoint,
-            minutes=chosen.minutes,
-        )
-        for name in chosen.only or experiments:
-            own = options.directory / name
-            own.mkdir()
-            start = time.perf_counter()
-            results[name] = run(experiments[name], replace(options, directory=own))
-            print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-            write_json(chosen.json, {each: result.as_json() for each, result in results.items()})
-    print(table(results))
-    return exit_code(results)
+    wanted = [each for each in experiments if not chosen.show and (not chosen.only or each.name in chosen.only)]
+    given = dict(each.partition("=")[::2] for each in chosen.set)
+    known = {name for each in wanted for name in sizes(each)}
+    if unknown := given.keys() - known:
+        parser.error(f"--set {min(unknown)}: no size of these experiments; there are {', '.join(sorted(known))}")
+    signal.signal(signal.SIGTERM, _end)  # what was started is ended, as after Ctrl-C
+    signal.signal(signal.SIGALRM, _break_off)
+    results = {name: Result.of(each) for name, each in read(chosen.json).items()}
+    for each in wanted:
+        taken = sizes(each) | (each.short if chosen.short else {}) | _typed(each, given)
+        start = time.perf_counter()
+        result = results[each.name] = _run(each, taken, chosen)
+        seconds = round(time.perf_counter() - start, 1)
+        print(f"{each.name}: {seconds} s", file=sys.stderr, flush=True)
+        if chosen.json:
+            at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            keep(chosen.json, each.name, result, at=at, seconds=seconds, sizes=taken)
+    print(table({name: results[name] for name in names if name in results}))
+    return 0 if all(each.is_held for each in results.values()) else 1
 
 
-def run(experiment: Experiment, options: Options) -> Result:
+def sizes(experiment: Experiment) -> dict[str, Any]:
+    """Names and full values of what can be set."""
+    parameters = inspect.signature(experiment.run).parameters.values()
+    return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+
+
+def _typed(experiment: Experiment, given: dict[str, str]) -> dict[str, Any]:
+    return {name: type(full)(given[name]) for name, full in sizes(experiment).items() if name in given}
+
+
+def _run(experiment: Experiment, taken: dict[str, Any], chosen: argparse.Namespace) -> Result:
     """Its result, also where it breaks off or is skipped."""
-    try:
-        return experiment(options)
-    except Skipped as reason:
-        return Result(done=str(reason), goals=[], is_skipped=True)
-    except Exception as error:
-        traceback.print_exc()
-        said = str(error).strip().splitlines()
-        return Result(
-            done="broke off",
-            goals=[Goal(f"{type(error).__name__}: {said[0] if said else ''}", "runs to its end", False)],
-        )
+    with tempfile.TemporaryDirectory(prefix="eoseek-chaos-") as temporary:
+        directory = chosen.keep / experiment.name if chosen.keep else Path(temporary)
+        directory.mkdir(parents=True, exist_ok=True)
+        signal.setitimer(signal.ITIMER_REAL, 60 * chosen.limit_minutes)
+        try:
+            result = experiment.run(Lab(directory.resolve(), chosen.data.resolve()), **taken)
+        except SkippedError as error:
+            return Result(done=str(error))
+        except (Exception, OverdueError) as error:
+            traceback.print_exc()
+            lines = str(error).splitlines() or [""]
+            found = f"{type(error).__name__}: {lines[0]:.300}"
+            return Result(done="broke off", goals=[Goal(found, "runs to its end", False)])
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    return result.in_short() if chosen.short else result
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _break_off(*_: object) -> None:
+    raise OverdueError("took longer than --limit-minutes")
 
 
 if __name__ == "__main__":

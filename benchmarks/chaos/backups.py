@@ -1,73 +1,118 @@
-"""A backup while documents come and go: restored elsewhere it answers as the service did."""
+"""A backup that is taken under load answers as the service that it was taken of."""
 
+import random
 import threading
-from pathlib import Path
+import time
+from typing import Any
 
 import httpx
 
-from benchmarks.chaos.mixed_up import command
-from benchmarks.chaos.restarting import encoder, restarting_service
-from benchmarks.chaos.results import Goal, Options, Result, zero
-from benchmarks.clients import is_same_ranking
-from benchmarks.running import texts_of_lengths
-from eoseek.client import Client
+from benchmarks.chaos.lab import TINY, Lab, count, finish
+from benchmarks.chaos.results import Result, at_least, zero
+from benchmarks.running import real_texts
 
-BODY = {"collection": "kept", "top_k": 10}
+_STILL, _BUSY = "still", "busy"  # nobody writes to the one; the load writes to the other
 
 
-def backup_under_load(options: Options) -> Result:
-    """A collection that stands still is compared; another one is written to all the while."""
-    settings, here = encoder(options), options.directory
-    queries = texts_of_lengths([8] * 200, seed=5)
-    documents = [
-        {"id": str(number), "text": text}
-        for number, text in enumerate(texts_of_lengths([60] * options.pick(2000, 300), seed=6))
-    ]
-    file = here / "backup.zip"
-    with restarting_service(here / "saved", **settings) as service, Client(service.url) as client:
-        client.create_collection("kept")
-        client.ingest_stream(documents, collection="kept")
-        expected = answers(service.url, queries)
-        num_written = backed_up_under_writes(client, file)
-    variables = {"EOSEEK_ENCODER__CHECKPOINT": settings["encoder__checkpoint"]}
-    command("restore", str(file), variables=variables | {"EOSEEK_STORE__PATH": str(here / "elsewhere" / "store")})
-    with restarting_service(here / "elsewhere", **settings) as service:
-        found = answers(service.url, queries)
-        with Client(service.url) as client:
-            names = {each["name"]: each["documents"] for each in client.list_collections()}
-    different = sum(not is_same_ranking(a, b) for a, b in zip(found, expected, strict=True))
+def backup_under_load(lab: Lab, *, documents: int = 5000, queries: int = 200, checkpoint: str = TINY) -> Result:
+    """`eoseek backup` while others write and search, `eoseek restore` elsewhere: the same answers to all queries."""
+    texts = real_texts()
+    stock = [texts[number % len(texts)] for number in range(documents)]
+    asked = [" ".join(each.split()[:12]) for each in random.Random(5).choices(texts, k=queries)]
+    backup, restored = lab.directory / "backup.zip", lab.directory / "restored"
+    with lab.instance("original", checkpoint) as instance:
+        for name in (_STILL, _BUSY):
+            httpx.put(f"{instance.url}/collections/{name}", timeout=60).raise_for_status()
+            for start in range(0, documents, 200):
+                _post(instance.url, name, range(start, min(start + 200, documents)), stock)
+        with _Load(instance.url, stock) as load:
+            time.sleep(1)
+            before = len(load.acknowledged)
+            start_seconds = time.perf_counter()
+            finish(lab.eoseek("backup", str(backup), "--url", instance.url))
+            seconds = time.perf_counter() - start_seconds
+            num_during = len(load.acknowledged) - before
+        expected = _answers(instance.url, asked)
+        variables = {"EOSEEK_STORE__PATH": str(restored), "EOSEEK_ENCODER__CHECKPOINT": lab.checkpoint(checkpoint)}
+        finish(lab.eoseek("restore", str(backup), **variables))
+        acknowledged = load.acknowledged[:before]
+    with lab.instance("restored", checkpoint) as other:
+        found = _answers(other.url, asked)
+        num_still = count(other.url, _STILL)
+        with httpx.Client(base_url=other.url, timeout=60) as http:
+            asked_for = {"collection": _BUSY}
+            lost = [
+                each for each in acknowledged if http.get(f"/documents/{each}", params=asked_for).status_code != 200
+            ]
+    num_different = sum(left != right for left, right in zip(found, expected, strict=True))
     return Result(
-        done=f"{len(documents)} documents backed up while others were written, restored elsewhere, 200 queries",
+        done=f"{documents} documents each in two collections, {num_during} writes and {load.num_searches} searches "
+        f"while the backup was taken in {seconds:.1f} s ({backup.stat().st_size / 2**20:.1f} MiB)",
         goals=[
-            zero(different, "answers differ"),
-            Goal(f"{names.get('kept')} documents", f"{len(documents)}", names.get("kept") == len(documents)),
-            Goal(f"{num_written} requests written meanwhile", "at least 1", num_written > 0),
+            zero(num_different, f"of {queries} answers differ"),
+            zero(documents - num_still, f"of {documents} documents missing"),
+            zero(len(lost), f"of {before} documents lost that were written before it"),
+            zero(len(load.failures), "requests of the load failed"),
+            at_least(num_during, 1, "writes meanwhile"),
         ],
-        figures={"collections": names, "written_meanwhile": num_written},
+        figures={"lost": lost, "failures": load.failures[:10], "seconds": seconds},
     )
 
 
-def backed_up_under_writes(client: Client, file: Path) -> int:
-    """Requests that were confirmed while `eoseek backup` ran."""
-    has_ended, num_written = threading.Event(), 0
+class _Load:
+    """One thread that writes new documents, one that searches."""
 
-    def write() -> None:
-        nonlocal num_written
-        while not has_ended.is_set():
-            client.ingest_stream([{"id": str(num_written % 50), "text": f"version {num_written}"}])
-            num_written += 1
+    def __init__(self, url: str, stock: list[str]) -> None:
+        self.acknowledged: list[str] = []
+        self.failures: list[str] = []
+        self.num_searches = 0
+        self._url, self._stock = url, stock
+        self._end = threading.Event()
+        self._threads = [threading.Thread(target=each) for each in (self._write, self._search)]
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        command("backup", str(file), "--url", client.url)
-    finally:
-        has_ended.set()
-        writer.join()
-    return num_written
+    def __enter__(self) -> "_Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _write(self) -> None:
+        number = 0
+        while not self._end.is_set():
+            key = f"new{number}"
+            body = {"collection": _BUSY, "documents": [{"id": key, "text": self._stock[number % len(self._stock)]}]}
+            answer = httpx.post(f"{self._url}/documents", json=body | {"truncate": True}, timeout=120)
+            if answer.is_success:
+                self.acknowledged.append(key)
+            else:
+                self.failures.append(answer.text[:200])
+            number += 1
+
+    def _search(self) -> None:
+        with httpx.Client(base_url=self._url, timeout=120) as http:
+            while not self._end.wait(0.05):
+                answer = http.post("/search", json={"query": "effects of treatment", "collection": _STILL})
+                self.num_searches += 1
+                if not answer.is_success:
+                    self.failures.append(answer.text[:200])
 
 
-def answers(url: str, queries: list[str]) -> list[list[dict[str, object]]]:
-    """The ten best of each query."""
-    response = httpx.post(f"{url}/search", json={"query": queries, **BODY}, timeout=300).raise_for_status()
-    return list(response.json()["results"])
+def _post(url: str, collection: str, numbers: range, stock: list[str]) -> None:
+    documents = [{"id": f"d{number}", "text": stock[number]} for number in numbers]
+    body = {"collection": collection, "documents": documents, "truncate": True}
+    httpx.post(f"{url}/documents", json=body, timeout=150).raise_for_status()
+
+
+def _answers(url: str, queries: list[str]) -> list[Any]:
+    """Ids and scores, asked one by one, as batch mates move a score's last digits."""
+    found = []
+    with httpx.Client(base_url=url, timeout=60) as http:
+        for query in queries:
+            answer = http.post("/search", json={"query": query, "collection": _STILL, "top_k": 10})
+            answer.raise_for_status()
+            found.append([(hit["id"], hit["score"], hit["text"]) for hit in answer.json()["results"]])
+    return found

@@ -1,104 +1,155 @@
-"""Mixed load for long: memory, descriptors and threads stay as they are, and so does the tail of the latencies."""
+"""Half an hour of mixed load at a steady pace: nothing grows, and the end is as quick as the beginning."""
 
-import threading
+import asyncio
+import random
 import time
+from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
-import psutil
+import numpy as np
 
-from benchmarks.chaos.restarting import encoder, restarting_service
-from benchmarks.chaos.results import Options, Result, at_most, percentile, slope, zero
-from benchmarks.clients import Request, distinct_requests
+from benchmarks.chaos.lab import Instance, Lab
+from benchmarks.chaos.results import Result, at_most, percentile, zero
+from benchmarks.running import texts_of_lengths
+from service.settings import BatchingSettings
 
-NUM_THREADS = 4
-NUM_DOCUMENTS = 500  # written over and over, so that the store does not have to grow
-SHORT_SECONDS = 20.0
-MAX_GROWTH = 0.05
-MAX_RATIO = 1.2
+_MAX_SLOWER = 1.2
+_WARM_SHARE = 0.1  # left out of the slopes: caches fill and pools grow to their size
 
 
 @dataclass
-class Observed:
-    """What the load and the processes showed; times in seconds since the start."""
+class _Seen:
+    """Samples by name over the seconds, and each answer's moment and duration."""
 
-    start: float = field(default_factory=time.perf_counter)
-    latencies: list[tuple[float, float]] = field(default_factory=list)  # when it began, how long it took
-    num_failed: int = 0
-    samples: list[tuple[float, int, int, int]] = field(default_factory=list)  # when, bytes, descriptors, threads
-
-    def now(self) -> float:
-        """Seconds since the start."""
-        return time.perf_counter() - self.start
-
-    def tail(self, begin: float, end: float) -> float:
-        """p99 of what began in between."""
-        return percentile([seconds for at, seconds in self.latencies if begin <= at < end], 0.99)
-
-    def growth(self, column: int, begin: float) -> float:
-        """Of the fitted line from `begin` to the end, as a share of the mean."""
-        kept = [sample for sample in self.samples if sample[0] >= begin]
-        times, values = [each[0] for each in kept], [float(each[column]) for each in kept]
-        return slope(times, values) * (times[-1] - times[0]) * len(values) / sum(values)
+    at: list[float] = field(default_factory=list)
+    samples: dict[str, list[float]] = field(default_factory=dict)
+    answers: list[tuple[float, float]] = field(default_factory=list)
+    statuses: Counter[str] = field(default_factory=Counter)
 
 
-def soak(options: Options) -> Result:
-    """The first sixth is left out of the slopes: arenas and caches fill in it."""
-    duration = SHORT_SECONDS if options.is_short else 60 * options.minutes
-    with restarting_service(options.directory / "service", **encoder(options)) as service:
-        observed = Observed()
-        threads = [
-            threading.Thread(target=load, args=(service.url, observed, index, duration)) for index in range(NUM_THREADS)
-        ]
-        for each in threads:
-            each.start()
-        while observed.now() < duration:
-            observed.samples.append((observed.now(), *footprint(service.service.process.pid)))
-            time.sleep(min(1.0, duration / 100))
-        for each in threads:
-            each.join()
-    sixth = duration / 6
-    first, last = observed.tail(0, sixth), observed.tail(5 * sixth, duration)
-    growths = {
-        name: observed.growth(column, sixth) for column, name in enumerate(("memory", "descriptors", "threads"), 1)
-    }
+def soak(
+    lab: Lab,
+    *,
+    minutes: float = 30.0,
+    window_minutes: float = 5.0,
+    per_second: float = 4.0,
+    checkpoint: str = "default",
+) -> Result:
+    """Memory, descriptors, threads: what they grow by is within their noise; p99 of the last window as of the first."""
+    cache_bytes = str(BatchingSettings().cache_bytes)  # as users have it, since it must not grow either
+    with lab.instance("soak", checkpoint, batching__cache_bytes=cache_bytes) as instance:
+        seen = asyncio.run(_run(instance, 60 * minutes, per_second))
+    growths = {name: growth(seen.at, values) for name, values in seen.samples.items()}
+    end = 60 * minutes
+    warm = _WARM_SHARE * end
+    first = [each for moment, each in seen.answers if warm <= moment < warm + 60 * window_minutes]
+    last = [each for moment, each in seen.answers if moment >= end - 60 * window_minutes]
+    failed = {status: number for status, number in seen.statuses.items() if status != "200"}
     return Result(
-        done=f"{len(observed.latencies)} mixed requests in {duration:.0f} s",
+        done=f"{sum(seen.statuses.values())} calls of five kinds, {per_second:g} a second for {minutes:g} minutes, "
+        f"{checkpoint}",
         goals=[
-            zero(observed.num_failed, "requests failed"),
-            *(at_most(growth, MAX_GROWTH, f"growth of {name}") for name, growth in growths.items()),
-            at_most(last / first, MAX_RATIO, "p99 of the last sixth over the first"),
+            zero(sum(failed.values()), f"calls failed {failed or ''}".strip()),
+            *(
+                at_most(each.grown, each.allowed, f"growth of {name} from {each.start:.0f}")
+                for name, each in growths.items()
+            ),
+            at_most(
+                1000 * percentile(last, 0.99),
+                _MAX_SLOWER * 1000 * percentile(first, 0.99),
+                f"p99 of the last {window_minutes:g} minutes",
+                " ms",
+            ),
         ],
-        figures={"p99_first": first, "p99_last": last, "samples": observed.samples},
+        figures={"growth": {name: vars(each) for name, each in growths.items()}, "statuses": dict(seen.statuses)},
     )
 
 
-def load(url: str, observed: Observed, index: int, duration: float) -> None:
-    """One request after the other; every fifth writes documents."""
-    asked, count = distinct_requests(60), index
-    with httpx.Client(base_url=url, timeout=130) as client:
-        while (begin := observed.now()) < duration:
-            path, body = written(count) if count % 5 == 0 else asked[count % len(asked)]
-            count += NUM_THREADS
-            try:
-                client.post(path, json=body).raise_for_status()
-                observed.latencies.append((begin, observed.now() - begin))
-            except httpx.HTTPError:
-                observed.num_failed += 1
+@dataclass(frozen=True)
+class Growth:
+    """The fitted line's rise over the run, and twice the scatter around it; a fiftieth of the level is noise too."""
+
+    start: float
+    grown: float
+    noise: float
+
+    @property
+    def allowed(self) -> float:
+        return max(self.noise, self.start / 50)
 
 
-def written(count: int) -> Request:
-    """Ten documents, other texts each time."""
-    ids = range(count % NUM_DOCUMENTS, count % NUM_DOCUMENTS + 10)
-    return "/documents", {"documents": [{"id": str(each), "text": f"document {each} at {count}"} for each in ids]}
+def growth(at: list[float], values: list[float]) -> Growth:
+    moments, found = np.array(at), np.array(values)
+    kept = moments >= _WARM_SHARE * moments[-1]
+    slope, level = np.polyfit(moments[kept], found[kept], 1)
+    scatter = float(np.std(found[kept] - (slope * moments[kept] + level)))
+    begin, end = float(moments[kept][0]), float(moments[-1])
+    return Growth(start=float(slope * begin + level), grown=float(slope * (end - begin)), noise=2 * scatter)
 
 
-def footprint(pid: int) -> tuple[int, int, int]:
-    """Resident bytes, descriptors and threads of a process and its children."""
-    service = psutil.Process(pid)
-    processes = [service, *service.children(recursive=True)]
-    return (
-        sum(each.memory_info().rss for each in processes),
-        sum(each.num_fds() for each in processes),
-        sum(each.num_threads() for each in processes),
-    )
+async def _run(instance: Instance, seconds: float, per_second: float) -> _Seen:
+    seen = _Seen()
+    calls = _calls()
+    async with httpx.AsyncClient(base_url=instance.url, timeout=120) as client:
+        start, tasks, number = time.perf_counter(), set[asyncio.Task[None]](), 0
+        next_sample = 0.0
+        while (now := time.perf_counter() - start) < seconds:
+            if now >= next_sample:
+                await asyncio.to_thread(_sample, instance, now, seen)
+                next_sample += max(0.5, min(10.0, seconds / 60))
+            if number <= now * per_second:
+                task = asyncio.create_task(_call(client, calls(), seen, start))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                number += 1
+            await asyncio.sleep(0.005)
+        await asyncio.gather(*tasks)
+    return seen
+
+
+def _calls() -> Any:
+    """A function that gives the next call: searches, embeddings, writes, reads and deletes of a hundred documents."""
+    generator = random.Random(7)
+    texts = texts_of_lengths([generator.choice((4, 8, 12, 30, 60, 120)) for _ in range(300)], seed=7)
+
+    def document() -> dict[str, Any]:
+        return {"id": f"d{generator.randrange(100)}", "text": generator.choice(texts)}
+
+    def documents() -> list[dict[str, Any]]:
+        return list({each["id"]: each for each in (document() for _ in range(4))}.values())
+
+    kinds = [
+        lambda: ("POST", "/search", {"query": generator.choice(texts), "top_k": 5}),
+        lambda: ("POST", "/search", {"query": generator.choice(texts), "top_k": 5}),
+        lambda: ("POST", "/embed", {"inputs": [generator.choice(texts) for _ in range(3)], "kind": "document"}),
+        lambda: ("POST", "/documents", {"documents": documents()}),
+        lambda: ("GET", f"/documents/d{generator.randrange(100)}", None),
+        lambda: ("DELETE", f"/documents/d{generator.randrange(100)}", None),
+    ]
+    return lambda: generator.choice(kinds)()
+
+
+async def _call(client: httpx.AsyncClient, call: tuple[str, str, Any], seen: _Seen, start: float) -> None:
+    method, path, body = call
+    began = time.perf_counter()
+    try:
+        answer = await client.request(method, path, json=body)
+        is_well = answer.is_success or (answer.status_code == 404 and method != "POST")  # deleted before
+        seen.statuses["200" if is_well else str(answer.status_code)] += 1
+    except httpx.HTTPError as error:
+        seen.statuses[type(error).__name__] += 1
+    seen.answers.append((began - start, time.perf_counter() - began))
+
+
+def _sample(instance: Instance, now: float, seen: _Seen) -> None:
+    processes = instance.processes()
+    seen.at.append(now)
+    values = {
+        "MiB": sum(each.memory_info().rss for each in processes) / 2**20,
+        "descriptors": sum(each.num_fds() for each in processes),
+        "threads": sum(each.num_threads() for each in processes),
+    }
+    for name, value in values.items():
+        seen.samples.setdefault(name, []).append(value)

@@ -1,6 +1,6 @@
 """Calls drawn from the OpenAPI document by schemathesis, all its checks: the service does what the document says.
 
-EOSEEK_TEST_API_CASES is the number of random cases for each call, beside those that schemathesis always makes.
+EOSEEK_TEST_CASES is the number of random cases for each call, beside those that schemathesis always makes.
 """
 
 import os
@@ -16,7 +16,7 @@ from tests.fakes import FakeEncoder
 from tests.service.api.parts import DIMENSION, tiny_checkpoint
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis: pip install 'eoseek[dev]'")
-NUM_CASES = int(os.environ.get("EOSEEK_TEST_API_CASES", "10"))
+NUM_CASES = int(os.environ.get("EOSEEK_TEST_CASES", "10"))
 
 
 APP = create_app(

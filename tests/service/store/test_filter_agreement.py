@@ -1,6 +1,10 @@
-"""The engine decides what a filter means: random documents and filters, every store against the evaluator."""
+"""The engine decides what a filter means: random documents and filters, every store against the evaluator.
+
+EOSEEK_TEST_CASES is the number of random cases for each test.
+"""
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +21,7 @@ from service.store.filters import check_filter, filter_model, matches
 from tests.service.store.conftest import settings_of
 from tests.service.store.filter_strategies import FILTERS, METADATA
 
+NUM_CASES = int(os.environ.get("EOSEEK_TEST_CASES", "60"))
 Matching = Callable[[list[dict[str, Any]], list[Any]], list[set[str]]]
 
 
@@ -43,7 +48,7 @@ def matching(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         runner.run(store.stop())
 
 
-@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@settings(max_examples=NUM_CASES, deadline=None, database=None, derandomize=True)
 @given(
     metadata=st.lists(METADATA, min_size=1, max_size=6),
     filters=st.lists(FILTERS.map(check_filter), min_size=1, max_size=4),
@@ -55,7 +60,7 @@ def test_stores_find_what_the_evaluator_says(
     assert matching(metadata, filters) == expected
 
 
-@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@settings(max_examples=NUM_CASES, deadline=None, database=None, derandomize=True)
 @given(metadata=METADATA, filters=st.lists(FILTERS.map(check_filter), min_size=1, max_size=4))
 def test_filter_model_survives_grpc(metadata: dict[str, Any], filters: list[Any]) -> None:
     """No server is at hand in every run; what the client sends one must still mean the same."""
