@@ -296,6 +296,6 @@ def verify(path: Path, *, pythons: Sequence[str] = ()) -> dict[str, float]:
     for dtype in ("float32", "bfloat16"):
         encoded = load_encoder(str(path), dtype=dtype, device="cpu").encode(token_ids)
         cosines[f"eoseek {dtype}"] = float((encoded * vectors).sum(axis=1).min())
-    for name, read in foreign_vectors(path, texts, pythons):
+    for name, read in foreign_vectors(checkpoint.path, texts, pythons):  # of a name, the directory
         cosines[name] = float((read * vectors).sum(axis=1).min())
     return cosines
