@@ -12,7 +12,7 @@ import pytest
 
 from service.errors import NotFoundError, StoreError
 from service.store import backup, index_builds
-from service.store.base import Document, Hit, Point, SearchOptions
+from service.store.base import Document, Hit, Point, SearchOptions, Snapshot
 from service.store.edge import EdgeStore
 from service.store.edge_index import IndexFigures
 from service.store.edge_shards import EdgeShards
@@ -140,14 +140,14 @@ async def test_writes_at_once_with_a_build_are_all_there(tmp_path: Path) -> None
     store = await opened(tmp_path)
 
     async def write(start: int) -> None:
-        for i in range(start, start + 100, 5):
+        for i in range(start, start + 40, 5):
             await store.upsert("c", points(i, i + 5))
             await store.delete("c", [f"d{i}"])
 
-    await asyncio.gather(*(write(start) for start in range(0, 500, 100)))
+    await asyncio.gather(*(write(start) for start in range(0, 200, 40)))
     while await store.ends() != "built" or await store.call_due():
         pass
-    kept = {f"d{i}" for i in range(500) if i % 5}
+    kept = {f"d{i}" for i in range(200) if i % 5}
     page, _ = await store.scroll("c", batch_size=1000)
     assert {each.document.id for each in page} == kept
     assert same(await found(store), await found(store, exact=True))
@@ -279,23 +279,46 @@ async def test_drop_ends_the_process_that_builds(tmp_path: Path) -> None:
     assert build._process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("before", ["adopt", "exchange"])
-async def test_backup_during_a_build_holds_the_collection_once(tmp_path: Path, before: str) -> None:
-    store = await standing(tmp_path / "store", before)
+async def saved(store: EdgeStore, snapshot: Snapshot, path: Path) -> StoppedStore:
+    """The store that is restored from a backup."""
+    file = path / "backup.zip"
+    file.write_bytes(b"".join(backup.pack(snapshot.directory, snapshot.collections)))
+    backup.restore(file, path / "restored", fingerprint="f" * 64)
+    assert len(directories(path / "restored")) == 1
+    restored = await opened(path / "restored", index_threshold=0)
+    assert same(await found(restored, exact=True), await found(store, exact=True))
+    return restored
+
+
+async def test_backup_while_an_index_is_built_does_not_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, go_on, run = asyncio.Event(), asyncio.Event(), index_builds._Build.run
+
+    async def standing_run(build: Any, *args: Any) -> None:
+        await run(build, *args)
+        built.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(index_builds._Build, "run", standing_run)
+    store = await opened(tmp_path / "store")
+    await store.upsert("c", points(0, 100))
+    await asyncio.wait_for(built.wait(), 60)
+    restored = await saved(store, await store.snapshot(), tmp_path)
+    assert await restored.indexed() == 0
+    go_on.set()
+    assert await store.ends() == "built"
+    await restored.stop()
+    await store.stop()
+
+
+async def test_backup_in_the_exchange_waits_and_holds_the_index_once(tmp_path: Path) -> None:
+    store = await standing(tmp_path / "store", "exchange")
     saving = asyncio.create_task(store.snapshot())
     await asyncio.sleep(0)
-    if before == "adopt":
-        await saving
     store.go_on.set()
-    snapshot = await saving
-    assert await store.ends() == "built"
-    file = tmp_path / "backup.zip"
-    file.write_bytes(b"".join(backup.pack(snapshot.directory, snapshot.collections)))
-    backup.restore(file, tmp_path / "restored", fingerprint="f" * 64)
-    assert len(directories(tmp_path / "restored")) == 1
-    restored = await opened(tmp_path / "restored", index_threshold=0)
-    assert same(await found(restored), await found(store))
-    assert await restored.indexed() == (0 if before == "adopt" else 100)
+    restored = await saved(store, await saving, tmp_path)
+    assert await restored.indexed() == 100
     await restored.stop()
     await store.stop()
 
