@@ -25,8 +25,8 @@ from service.store.points import public_name
 
 log = logging.getLogger(__name__)
 
-Event = Literal["begun", "built", "given_up", "failed"]
-OnBuild = Callable[[Event, float], None]
+Outcome = Literal["built", "given_up", "failed"]
+OnBuild = Callable[[Outcome | None, float], None]
 
 _CATCH_UP_POINTS = 256  # a call delays searches by about 10 ms
 _MAX_ROUNDS = 5  # of catching up beside writes; then they wait
@@ -60,7 +60,7 @@ class IndexBuilds:
             copy: a collection into a directory, with all writes that were sent before.
             files: held while a collection's files are copied or exchanged.
             pause: writes wait inside.
-            on_build: told what becomes of each build, and after how many seconds.
+            on_build: told of each build, with None, when it begins, and how and after how many seconds it ended.
         """
         self._path = path
         self._threshold = threshold
@@ -127,30 +127,23 @@ class IndexBuilds:
     async def _observed(self, physical: str) -> bool:
         """Build one and tell of it; returns whether it did not fail."""
         begun = time.monotonic()
-
-        def tell(event: Event) -> None:
-            self._on_build(event, time.monotonic() - begun)
-
+        outcome: Outcome = "given_up"  # also when it is stopped
         log.info("building the index of %s", physical)
-        tell("begun")
+        self._on_build(None, 0.0)
         try:
             await self._one(physical)
+            outcome = "built"
+            log.info("built the index of %s in %.0f s", physical, time.monotonic() - begun)
         except (_GivenUpError, NotFoundError):
             log.info("the index of %s is not needed any more: dropped", physical)
-            tell("given_up")
-        except asyncio.CancelledError:
-            tell("given_up")
-            raise
         except (EoseekError, OSError) as error:
+            outcome = "failed"
             log.warning(
                 "the index of %s was not built, tried again later; searches scan meanwhile: %s", physical, error
             )
-            tell("failed")
-            return False
-        else:
-            log.info("built the index of %s in %.0f s", physical, time.monotonic() - begun)
-            tell("built")
-        return True
+        finally:
+            self._on_build(outcome, time.monotonic() - begun)
+        return outcome != "failed"
 
     async def _one(self, physical: str) -> None:
         directory = self._path / uuid.uuid4().hex

@@ -36,7 +36,7 @@ class StoppedStore(EdgeStore):
     """Stands still before the call of its child that is named by `before`, until `go_on`; tells of its builds."""
 
     def __init__(self, path: Path, **options: Any) -> None:
-        self.events: asyncio.Queue[str] = asyncio.Queue()
+        self.events: asyncio.Queue[str | None] = asyncio.Queue()
         options = {"index_threshold": THRESHOLD, "on_build": lambda event, _: self.events.put_nowait(event)} | options
         super().__init__(path, **options)
         self.before = ""
@@ -51,7 +51,7 @@ class StoppedStore(EdgeStore):
 
     async def ends(self) -> str:
         """How the next build, or the one under way, ends."""
-        while (event := await asyncio.wait_for(self.events.get(), 60)) == "begun":
+        while (event := await asyncio.wait_for(self.events.get(), 60)) is None:
             pass
         return event
 
@@ -268,6 +268,20 @@ async def drop_and_make(store: EdgeStore) -> None:
     await store.upsert("c", points(0, 1))
 
 
+async def test_quantization_takes_effect_and_is_taken_back_with_the_next_index(tmp_path: Path) -> None:
+    for start, quantization in enumerate(["none", "scalar", "none"]):
+        store = await opened(tmp_path, quantization=quantization)
+        await store.upsert("c", points(100 * start, 100 * start + 100))
+        assert await store.ends() == "built"
+        assert is_quantized(tmp_path) is (quantization == "scalar")
+        await store.stop()
+
+
+def is_quantized(path: Path) -> bool:
+    written = [each.read_text() for each in path.glob("collections/*/*/segments/*/segment.json")]
+    return any('"quantization_config":{"scalar"' in each for each in written)
+
+
 async def test_drop_ends_the_process_that_builds(tmp_path: Path) -> None:
     build = index_builds._Build("c")
     running = asyncio.create_task(build.run(tmp_path, "none"))
@@ -367,7 +381,7 @@ async def test_index_is_built_again_only_after_a_fifth_has_changed(tmp_path: Pat
     assert await store.ends() == "built"
     await store.upsert("c", points(100, 124))  # 24 of 124
     assert await store.call_due() == []
-    await store.delete("c", [f"d{i}" for i in range(25)])  # of 100, 25 are gone
+    await store.delete("c", [f"d{i}" for i in range(20)])  # of 100
     assert await store.call_due() == [PHYSICAL]
     await store.stop()
 
@@ -395,8 +409,10 @@ def test_exchange_that_is_repeated_or_comes_too_late_changes_nothing(tmp_path: P
         (20, 0, 0, True),
         (120, 100, 0, False),  # 20 outside are no fifth of 120
         (125, 100, 0, True),
-        (100, 100, 25, True),  # 25 written again: outside, and gone
-        (75, 100, 25, True),  # 25 deleted
+        (100, 100, 19, False),
+        (100, 100, 20, True),  # written again: outside, and gone
+        (80, 100, 20, True),  # deleted
+        (8, 10, 2, True),  # the threshold is for those outside
         (5, 100, 95, True),
         (0, 100, 100, False),  # nothing to index
     ],
