@@ -9,8 +9,8 @@ from pathlib import Path
 
 from service.child import leave_the_end_to_the_parent
 from service.paths import sync_directory
+from service.store.edge_files import described
 from service.store.edge_index import build
-from service.store.edge_shards import described
 
 _NICENESS = 19
 _CORES_PER_THREAD = 4

@@ -8,7 +8,6 @@ returns. No index is built here; a shard that was built elsewhere, from a copy, 
 """
 
 import errno
-import fcntl
 import os
 import shutil
 import uuid
@@ -19,11 +18,12 @@ from typing import Annotated, Any
 import numpy as np
 import qdrant_edge as edge
 from numpy.typing import NDArray
-from pydantic import BaseModel, StringConstraints, TypeAdapter, ValidationError
+from pydantic import StringConstraints, TypeAdapter
 
 from service.errors import ConfigurationError, StoreError
 from service.paths import writable_bytes, write_json
 from service.store.base import Filter, point_id
+from service.store.edge_files import FIRST_SHARD, Described, check_segments, describe, described, lock, size_bytes
 from service.store.edge_filters import edge_filter, optional_edge_filter
 from service.store.edge_index import IndexFigures, figures, search_params
 from service.store.points import PHYSICAL_PATTERN, physical_name, unknown_collection
@@ -31,17 +31,7 @@ from service.store.points import PHYSICAL_PATTERN, physical_name, unknown_collec
 _ALIASES = TypeAdapter(dict[str, Annotated[str, StringConstraints(pattern=PHYSICAL_PATTERN)]])
 _WITHOUT_TEXT = ["id", "title", "metadata"]
 _COPIES = 3  # of what is written: in the log, in the segment, and room for the next file of either
-_FIRST_SHARD = "shard"
 _STANDBY = ":standby"  # no collection can be called so
-
-
-class Described(BaseModel):
-    """What `collection.json` holds."""
-
-    name: str
-    fingerprint: str
-    dimension: int
-    shard: Annotated[str, StringConstraints(pattern=PHYSICAL_PATTERN)] = _FIRST_SHARD  # its directory
 
 
 @dataclass(frozen=True)
@@ -73,7 +63,7 @@ class EdgeShards:
         self._candidate: _Candidate | None = None
         try:
             self._collections.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(path)
+            self._lock = lock(path)
         except OSError as error:
             raise ConfigurationError(
                 f"the store path {path} cannot be used: {error.strerror}; "
@@ -140,9 +130,9 @@ class EdgeShards:
         directory.mkdir()
         # unit vectors: the dot product is the cosine, and vectors come back as they were given
         vectors = edge.EdgeVectorParams(size=dimension, distance=edge.Distance.Dot)
-        shard = edge.EdgeShard.create(str(directory / _FIRST_SHARD), edge.EdgeConfig(vectors=vectors))
+        shard = edge.EdgeShard.create(str(directory / FIRST_SHARD), edge.EdgeConfig(vectors=vectors))
         shard.flush()
-        _describe(directory, Described(name=name, fingerprint=fingerprint, dimension=dimension))
+        describe(directory, Described(name=name, fingerprint=fingerprint, dimension=dimension))
         self._shards[physical] = shard
         self._write_aliases(self._aliases | {alias: physical})
 
@@ -163,7 +153,7 @@ class EdgeShards:
             "physical_name": directory.name,
             "num_documents": count,
             "num_indexed": count - self._figures(directory.name).num_outside,
-            "size_bytes": _size_bytes(directory),
+            "size_bytes": size_bytes(directory),
         }
 
     def unindexed(self, threshold: int) -> list[str]:
@@ -178,9 +168,13 @@ class EdgeShards:
         """
         self._shard(physical)
         self.abandon()
-        directory = self._collections / physical / f"{_FIRST_SHARD}-{uuid.uuid4().hex[:8]}"
+        directory = self._collections / physical / f"{FIRST_SHARD}-{uuid.uuid4().hex[:8]}"
         (Path(source) / described(Path(source)).shard).rename(directory)
-        self._candidate = _Candidate(directory, edge.EdgeShard.load(str(directory)))
+        try:
+            self._candidate = _Candidate(directory, edge.EdgeShard.load(str(directory)))
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         return directory.name
 
     def catch_up(self, physical: str, shard: str, document_ids: list[str], filters: list[Filter]) -> None:
@@ -212,7 +206,7 @@ class EdgeShards:
         candidate = self._adopted(shard)
         candidate.shard.flush()
         try:
-            _describe(directory, old.model_copy(update={"shard": shard}))
+            describe(directory, old.model_copy(update={"shard": shard}))
         finally:
             if described(directory).shard == shard:  # a write that failed may have replaced it
                 self._candidate = None
@@ -346,7 +340,7 @@ class EdgeShards:
         directory = self._directory(name)
         try:
             shard = directory / described(directory).shard
-            _check_segments(shard)
+            check_segments(shard)
             return edge.EdgeShard.load(str(shard))
         except Exception as error:
             first_line = str(error).splitlines()[0]
@@ -386,51 +380,11 @@ class EdgeShards:
                 shutil.rmtree(directory)
                 continue
             shard = described(directory).shard
-            for each in directory.glob(f"{_FIRST_SHARD}*"):
-                if each.name != shard:
+            for each in directory.glob(f"{FIRST_SHARD}*"):
+                if each.is_dir() and each.name != shard:
                     shutil.rmtree(each)
-
-
-def described(directory: Path) -> Described:
-    """What the collection in `directory` is. Raises OSError, or ValueError in one line."""
-    path = directory / "collection.json"
-    try:
-        return Described.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
-
-
-def _describe(directory: Path, collection: Described) -> None:
-    write_json(directory / "collection.json", collection.model_dump())
 
 
 def _num_bytes(payload: dict[str, Any], vector_bytes: int) -> int:
     """About what a point takes on disk."""
     return _COPIES * (vector_bytes + len(payload.get("title", "")) + len(payload.get("text", "")))
-
-
-def _check_segments(shard: Path) -> None:
-    """Raise FileNotFoundError for a shard without segments. Edge would open it and find in it what little its log
-    still has, or nothing; one that it made has a segment from the start."""
-    if shard.is_dir() and not any((shard / "segments").glob("*/")):
-        raise FileNotFoundError(f"{shard / 'segments'} is missing or empty, which held the documents")
-
-
-def _lock(path: Path) -> int:
-    """A file descriptor that holds the path's lock until it is closed or the process ends."""
-    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise ConfigurationError(
-            f"the store at {path} is open in another process; stop that one, set EOSEEK_STORE__PATH to another "
-            f"directory, or run a Qdrant server (EOSEEK_STORE__KIND=qdrant) that many processes can share"
-        ) from error
-    return descriptor
-
-
-def _size_bytes(directory: Path) -> int:
-    """Bytes on disk; files of a shard are sparse, so their lengths say nothing."""
-    return sum(each.stat().st_blocks * 512 for each in directory.rglob("*") if each.is_file())

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,11 +92,11 @@ class IndexBuilds:
 
     def note(self, method: str, args: Sequence[Any]) -> None:
         """To be told of each call of the store's child, in one step with sending it."""
-        if method == "upsert":
+        if method in ("upsert", "delete"):
             self._num_written += len(args[1])
-            if self._num_written * _LOOKS_PER_THRESHOLD >= self._threshold:
-                self._num_written = 0
-                self._look.set()
+        if method == "delete_matching" or self._num_written * _LOOKS_PER_THRESHOLD >= self._threshold:
+            self._num_written = 0
+            self._look.set()
         if self._build is not None and args:
             self._build.note(method, args)
 
@@ -135,12 +136,15 @@ class IndexBuilds:
             outcome = "built"
             log.info("built the index of %s in %.0f s", physical, time.monotonic() - begun)
         except (_GivenUpError, NotFoundError):
-            log.info("the index of %s is not needed any more: dropped", physical)
+            log.info("the index of %s is given up: a collection of its name was dropped or made meanwhile", physical)
         except (EoseekError, OSError) as error:
             outcome = "failed"
             log.warning(
                 "the index of %s was not built, tried again later; searches scan meanwhile: %s", physical, error
             )
+        except Exception:
+            outcome = "failed"
+            log.exception("the index of %s was not built, by a fault of ours; tried again later", physical)
         finally:
             self._on_build(outcome, time.monotonic() - begun)
         return outcome != "failed"
@@ -219,7 +223,7 @@ class _Build:
 
         Filters go first, ids after them, whatever came first: what the collection holds of an id decides.
         """
-        taken = list(self._changed)[:num_ids]
+        taken = list(islice(self._changed, num_ids))
         for each in taken:
             del self._changed[each]
         filters, self._deleting = self._deleting, []

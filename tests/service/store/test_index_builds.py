@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service import paths
 from service.errors import NotFoundError, StoreError
 from service.store import backup, index_builds
 from service.store.base import Document, Hit, Point, SearchOptions, Snapshot
 from service.store.edge import EdgeStore
+from service.store.edge_files import described
 from service.store.edge_index import IndexFigures
 from service.store.edge_shards import EdgeShards
 from service.store.filters import check_filter
@@ -198,31 +200,26 @@ async def test_child_killed_before_the_exchange_nothing_is_lost_and_it_is_built_
     await store.stop()
 
 
-async def test_child_killed_in_the_exchange_leaves_one_state_that_has_everything(tmp_path: Path) -> None:
-    """Killed at random moments of it: the file that names the directory decides."""
-    store = await opened(tmp_path, index_threshold=0)
-    await store.upsert("c", points(0, 100))
-    for number in range(3):
-        await store.stop()
-        store = await standing_at_exchange(tmp_path)
-        pid = store.pid
-        store.go_on.set()
-        await asyncio.sleep(number * 0.001)  # no wait for anything: where it is by then is left to chance
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        await store.ends()
-        assert await store.count("c") == 100
-        await store.upsert("c", points(0, 100, f"{number}"))  # all gone from the index: it is due again
-        assert {each.document.text for each in (await store.scroll("c"))[0]} == {f"{number}"}
+@pytest.mark.parametrize("when", ["as it is sent", "once the new one is named"])
+async def test_child_killed_in_the_exchange_leaves_one_state_that_has_everything(tmp_path: Path, when: str) -> None:
+    store = await standing(tmp_path, "exchange")
+    pid = store.pid
+    assert pid is not None
+    store.go_on.set()
+    await asyncio.sleep(0)  # sent by now
+    while when != "as it is sent" and named(tmp_path) == "shard":  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    os.kill(pid, signal.SIGKILL)
+    await store.ends()
+    await store.upsert("c", points(0, 10, "after"))
+    texts = {each.document.id: each.document.text for each in (await store.scroll("c"))[0]}
+    assert texts == {f"d{i}": "after" if i < 10 else "text" for i in range(100)}
+    assert named(tmp_path) in directories(tmp_path)
     await store.stop()
 
 
-async def standing_at_exchange(path: Path) -> StoppedStore:
-    store = StoppedStore(path)
-    store.before = "exchange"
-    await store.start()
-    await asyncio.wait_for(store.stands.wait(), 60)
-    return store
+def named(path: Path) -> str:
+    return described(path / "collections" / PHYSICAL).shard
 
 
 async def test_crash_of_everything_leftovers_are_cleared_and_it_is_built_again(tmp_path: Path) -> None:
@@ -382,16 +379,13 @@ async def test_index_is_built_again_only_after_a_fifth_has_changed(tmp_path: Pat
     await store.upsert("c", points(100, 124))  # 24 of 124
     assert await store.call_due() == []
     await store.delete("c", [f"d{i}" for i in range(20)])  # of 100
-    assert await store.call_due() == [PHYSICAL]
+    assert await store.ends() == "built"  # 20 deletions are a look
+    assert await store.indexed() == 104
     await store.stop()
 
 
 def test_exchange_that_is_repeated_or_comes_too_late_changes_nothing(tmp_path: Path) -> None:
-    shards = EdgeShards(tmp_path)
-    shards.create("c", "f" * 64, DIMENSION)
-    shards.upsert("c", [{"id": "d", "text": "t"}], np.ones((1, DIMENSION), np.float32))
-    backup.copy_directory(tmp_path / "collections" / PHYSICAL, tmp_path / "copy" / PHYSICAL)
-    shard = shards.adopt(PHYSICAL, str(tmp_path / "copy" / PHYSICAL))
+    shards, shard = adopted(tmp_path)
     shards.exchange(PHYSICAL, shard, [], [])
     shards.exchange(PHYSICAL, shard, ["d"], [])
     assert (shards.count("c", None), directories(tmp_path)) == (1, [shard])
@@ -399,6 +393,53 @@ def test_exchange_that_is_repeated_or_comes_too_late_changes_nothing(tmp_path: P
         shards.exchange(PHYSICAL, "shard-other", [], [])
     with pytest.raises(NotFoundError):
         shards.exchange("other--ffffffff", shard, [], [])
+    shards.close()
+
+
+def adopted(path: Path) -> tuple[EdgeShards, str]:
+    """A store of one document with a copy of its collection that is about to take its place."""
+    shards = EdgeShards(path)
+    shards.create("c", "f" * 64, DIMENSION)
+    shards.upsert("c", [{"id": "d", "text": "t"}], np.ones((1, DIMENSION), np.float32))
+    backup.copy_directory(path / "collections" / PHYSICAL, path / "copy" / PHYSICAL)
+    return shards, shards.adopt(PHYSICAL, str(path / "copy" / PHYSICAL))
+
+
+@pytest.mark.parametrize("breaks", ["replace", "sync_directory"])
+def test_exchange_whose_write_fails_holds_if_the_file_was_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: str
+) -> None:
+    """What this process serves is what the next one will open."""
+    shards, shard = adopted(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(*((Path, "replace") if breaks == "replace" else (paths, "sync_directory")), fail)
+    with pytest.raises(OSError, match="full"):
+        shards.exchange(PHYSICAL, shard, [], [])
+    monkeypatch.undo()
+
+    assert named(tmp_path) == ("shard" if breaks == "replace" else shard)
+    shards.upsert("c", [{"id": "e", "text": "t"}], np.ones((1, DIMENSION), np.float32))
+    shards.close()
+    shards = EdgeShards(tmp_path)
+    assert shards.count("c", None) == 2
+    assert directories(tmp_path) == [named(tmp_path)]
+    shards.close()
+
+
+def test_old_directory_that_outlived_the_exchange_is_cleared_at_the_next_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, shard = adopted(tmp_path)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    shards.exchange(PHYSICAL, shard, [], [])
+    monkeypatch.undo()
+    shards.close()
+    assert len(directories(tmp_path)) == 2
+    shards = EdgeShards(tmp_path)
+    assert (shards.count("c", None), directories(tmp_path)) == (1, [shard])
     shards.close()
 
 
