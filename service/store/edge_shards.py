@@ -7,6 +7,7 @@ returns. No index is built here; a shard that was built elsewhere, from a copy, 
 `catch_up` as often as needed, `exchange`.
 """
 
+import contextlib
 import errno
 import os
 import shutil
@@ -36,9 +37,10 @@ _STANDBY = ":standby"  # no collection can be called so
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A shard that was built to take the place of a collection's, in the directory beside it."""
+    """A shard that was built to take the place of a collection's, in the directory beside it, and where it was."""
 
     directory: Path
+    source: Path
     shard: edge.EdgeShard
 
 
@@ -171,7 +173,7 @@ class EdgeShards:
         directory = self._collections / physical / f"{FIRST_SHARD}-{uuid.uuid4().hex[:8]}"
         (Path(source) / described(Path(source)).shard).rename(directory)
         try:
-            self._candidate = _Candidate(directory, edge.EdgeShard.load(str(directory)))
+            self._candidate = _Candidate(directory, Path(source), edge.EdgeShard.load(str(directory)))
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
@@ -193,9 +195,9 @@ class EdgeShards:
             candidate.update(edge.UpdateOperation.delete_points(sorted(gone)))
 
     def exchange(self, physical: str, shard: str, document_ids: list[str], filters: list[Filter]) -> None:
-        """Catch up for the last time and let the adopted shard take the place of the collection's, which is removed.
+        """Catch up for the last time and let the adopted shard take the place of the collection's.
 
-        Done already where a call is repeated after a crash.
+        The old one goes to where the new one was built, and is the caller's to remove, since that takes a while. Done already where a call is repeated after a crash.
         """
         self._shard(physical)
         directory = self._collections / physical
@@ -212,7 +214,8 @@ class EdgeShards:
                 self._candidate = None
                 retired, self._shards[physical] = self._shards[physical], candidate.shard
                 retired.close()
-                shutil.rmtree(directory / old.shard, ignore_errors=True)  # what is left is cleared at the next open
+                with contextlib.suppress(OSError):  # what is left is cleared at the next open
+                    (directory / old.shard).rename(candidate.source / old.shard)
 
     def abandon(self) -> None:
         """Remove the adopted shard, if there is one."""
