@@ -28,7 +28,7 @@ def main(directory: Path, quantization: str) -> None:
         num_threads=max(1, (os.cpu_count() or 1) // _CORES_PER_THREAD),
     )
     for path in directory.rglob("*"):
-        sync_directory(path)
+        sync_directory(path)  # a file as well: the copy was not written durably
 
 
 if __name__ == "__main__":

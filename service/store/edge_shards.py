@@ -197,7 +197,8 @@ class EdgeShards:
     def exchange(self, physical: str, shard: str, document_ids: list[str], filters: list[Filter]) -> None:
         """Catch up for the last time and let the adopted shard take the place of the collection's.
 
-        The old one goes to where the new one was built, and is the caller's to remove, since that takes a while. Done already where a call is repeated after a crash.
+        The old one goes to where the new one was built, and is the caller's to remove, as that takes a while. Done
+        already where a call is repeated after a crash.
         """
         self._shard(physical)
         directory = self._collections / physical
