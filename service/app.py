@@ -164,7 +164,11 @@ async def _running(
             if checkpoint is None:
                 checkpoint = await asyncio.to_thread(_load, settings.encoder)
             encoder = encoder or _open_encoder(settings, checkpoint, metrics)
-            store = store or open_store(settings.store, on_event=partial(metrics.count_child_event, "store"))
+            store = store or open_store(
+                settings.store,
+                on_event=partial(metrics.count_child_event, "store"),
+                on_build=metrics.note_index_build,
+            )
             store = metered(store, metrics)
             await _start_both(stack, encoder, store)
             guarded_store, guard = guarded(store)

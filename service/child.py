@@ -30,7 +30,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main(fd: int) -> NoReturn:
     """Serve the parent at the other end of the socket until it is gone."""
-    _leave_the_end_to_the_parent()
+    leave_the_end_to_the_parent()
     connection = socket.socket(fileno=fd)
     connection.set_inheritable(False)
     frames: _Frames = queue.SimpleQueue()
@@ -53,7 +53,8 @@ def main(fd: int) -> NoReturn:
             answers.send(call_id, _call(handler, method, args))
 
 
-def _leave_the_end_to_the_parent() -> None:
+def leave_the_end_to_the_parent() -> None:
+    """Be ended by the parent only, and by its own end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":

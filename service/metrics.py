@@ -19,9 +19,11 @@ EncodeFailure = Literal["error", "not_finite"]
 PrefixOutcome = Literal["hit", "miss"]
 ReindexStage = Literal["loading", "copying", "ready", "switched", "paused", "failed"]
 Child = Literal["encoder", "store"]
+BuildOutcome = Literal["built", "given_up", "failed"]
 UpstreamOutcome = Literal["answered", "away", "busy", "refused", "wrong"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_BUILD_SECONDS = (1.0, 5.0, 15.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 10800.0)
 _TOKENS = tuple(float(2**power) for power in range(4, 18))  # one short query to 131,072
 _TEXTS = tuple(float(2**power) for power in range(11))
 _MAX_COLLECTIONS = 100
@@ -122,6 +124,16 @@ class Metrics:
         self._reindex_behind = Gauge(
             "eoseek_reindex_behind_documents", "Changed documents that standbys still lack.", registry=registry
         )
+        self._index_building = Gauge(
+            "eoseek_index_building", "1 while an index of the embedded store is built, else 0.", registry=registry
+        )
+        self._index_build_seconds = Histogram(
+            "eoseek_index_build_seconds",
+            "Building an index of the embedded store, from the copy to its end.",
+            ["outcome"],
+            buckets=_BUILD_SECONDS,
+            registry=registry,
+        )
         self._disk_free_bytes = Gauge(
             "eoseek_disk_free_bytes", "Free space on the disk of a part.", ["part"], registry=registry
         )
@@ -155,6 +167,8 @@ class Metrics:
             self._prefix_lookups.labels(outcome)
         for child in get_args(Child):
             self._worker_restarts.labels(child)
+        for outcome in get_args(BuildOutcome):
+            self._index_build_seconds.labels(outcome)
         self.set_reindexes({}, 0)
         self.count_documents()
         self.count_cached_queries()
@@ -289,6 +303,12 @@ class Metrics:
             self._store_points.labels(label).inc(num_points)
             if num_bytes is not None:
                 self._store_bytes.labels(label).inc(num_bytes)
+
+    def note_index_build(self, outcome: BuildOutcome | None, seconds: float) -> None:
+        """How the build of an index ended, and after how long; None is that one begins."""
+        self._index_building.set(outcome is None)
+        if outcome is not None:
+            self._index_build_seconds.labels(outcome).observe(seconds)
 
     def set_reindexes(self, stages: Mapping[ReindexStage, int], num_behind: int) -> None:
         """Re-indexes by stage, and the changed documents that their standbys lack."""

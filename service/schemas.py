@@ -251,6 +251,7 @@ class CollectionOut(BaseModel):
 
     name: str
     documents: int
+    indexed: int = Field(description="Of the documents, those in an index; searches scan the others.")
     dimension: int
     fingerprint: str
     bytes: int | None

@@ -273,6 +273,17 @@ class StoreSettings(Group):
     grpc: bool = Field(True, description="Speak gRPC to the Qdrant server rather than HTTP.")
     grpc_port: int = Field(6334, gt=0, le=65535, description="gRPC port of the Qdrant server.")
     timeout_seconds: float = Field(30.0, gt=0, description="Limit of one call to the store, seconds.")
+    index_threshold: int = Field(
+        50_000,
+        ge=0,
+        description="Documents outside an index that start the building of one in the embedded store, in the "
+        "background; 0 builds none. Few cost builds that save little, many slow searches, which scan what is outside.",
+    )
+    quantization: Literal["none", "scalar"] = Field(
+        "none",
+        description="Vectors as the next index of the embedded store is built: `scalar` keeps 8 bits a number in "
+        "memory and reads the originals from disk for the best ones.",
+    )
     collection: str = Field("default", description="Collection used when a request names none; created at start.")
 
 

@@ -64,6 +64,7 @@ def _out(info: CollectionInfo) -> CollectionOut:
     return CollectionOut(
         name=info.name,
         documents=info.num_documents,
+        indexed=info.num_indexed,
         dimension=info.dimension,
         fingerprint=info.fingerprint,
         bytes=info.size_bytes,

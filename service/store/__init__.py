@@ -7,14 +7,21 @@ if TYPE_CHECKING:  # the embedded store's child imports this package too, and sh
 
     from service.settings import StoreSettings
     from service.store.base import Store
+    from service.store.index_builds import OnBuild
 
 
-def open_store(settings: "StoreSettings", *, on_event: "Callable[[str], None] | None" = None) -> "Store":
+def open_store(
+    settings: "StoreSettings",
+    *,
+    on_event: "Callable[[str], None] | None" = None,
+    on_build: "OnBuild | None" = None,
+) -> "Store":
     """The store that is configured, not started yet. Only its own client library is imported.
 
     Args:
         settings: which one, and where.
         on_event: told what becomes of the embedded store's child, see `Supervised`.
+        on_build: told what becomes of its index builds, see `IndexBuilds`.
     """
     match settings.kind:
         case "memory":
@@ -24,7 +31,14 @@ def open_store(settings: "StoreSettings", *, on_event: "Callable[[str], None] | 
         case "edge":
             from service.store.edge import EdgeStore
 
-            return EdgeStore(settings.path, timeout_seconds=settings.timeout_seconds, on_event=on_event)
+            return EdgeStore(
+                settings.path,
+                timeout_seconds=settings.timeout_seconds,
+                index_threshold=settings.index_threshold,
+                quantization=settings.quantization,
+                on_event=on_event,
+                on_build=on_build,
+            )
         case "qdrant":
             from service.store.qdrant import QdrantStore
 

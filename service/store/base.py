@@ -75,6 +75,7 @@ class CollectionInfo:
     fingerprint: str
     dimension: int
     num_documents: int
+    num_indexed: int  # of them; searches scan the others
     size_bytes: int | None  # None where the store cannot tell
 
 

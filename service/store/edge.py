@@ -12,8 +12,9 @@ import logging
 import shutil
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from service.paths import writable_bytes
 from service.store.backup import copy_directory
 from service.store.base import CollectionInfo, Document, Embedding, Filter, Hit, Point, SearchOptions, Snapshot
 from service.store.filters import stored_form
+from service.store.index_builds import IndexBuilds, OnBuild
 from service.store.points import (
     DOCUMENT_FIELDS,
     check_cursor,
@@ -56,7 +58,10 @@ class EdgeStore:
         *,
         timeout_seconds: float = 30.0,
         hang_seconds: float = 120.0,
+        index_threshold: int = 0,
+        quantization: str = "none",
         on_event: Callable[[str], None] | None = None,
+        on_build: OnBuild | None = None,
     ) -> None:
         """Nothing is opened before `start`.
 
@@ -64,7 +69,10 @@ class EdgeStore:
             path: directory of the store; one process at a time.
             timeout_seconds: limit of one call, the wait for a restart included.
             hang_seconds: a child that answers nothing for so long, and for `timeout_seconds`, is started again.
+            index_threshold: documents outside an index that start the building of one; 0 builds none.
+            quantization: "none" or "scalar", of indexes that are built from now on.
             on_event: see `Supervised`.
+            on_build: see `IndexBuilds`.
         """
         self._timeout_seconds = timeout_seconds
         self._child = Supervised(
@@ -78,12 +86,22 @@ class EdgeStore:
         )
         self._path = path
         self._snapshots = path / "snapshots"
-        self._copying = asyncio.Lock()
+        self._copying = asyncio.Lock()  # also while a shard's directory is exchanged
         self._may_write = asyncio.Event()
         self._may_write.set()
         self._dimensions: dict[str, int] = {}  # what the child told; it alone knows which collections there are
         self._waiting: defaultdict[str, list[_Upsert]] = defaultdict(list)
         self._commits: dict[str, asyncio.Task[None]] = {}
+        self._builds = IndexBuilds(
+            path / "building",
+            threshold=index_threshold,
+            quantization=quantization,
+            call=self._call,
+            copy=partial(self._copy, purpose="index", num_copies=2),  # the built one lies beside what it is made of
+            files=self._copying,
+            pause=self._pause,
+            on_build=on_build,
+        )
 
     @property
     def is_ready(self) -> bool:
@@ -99,9 +117,11 @@ class EdgeStore:
         """See `Store`."""
         await self._child.start()
         await asyncio.to_thread(shutil.rmtree, self._snapshots, ignore_errors=True)  # a crash left them
+        await self._builds.start()
 
     async def stop(self) -> None:
         """Wait for the upserts under way, then close; a child that cannot is ended all the same."""
+        await self._builds.stop()
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 await asyncio.gather(*self._commits.values(), return_exceptions=True)
@@ -220,23 +240,35 @@ class EdgeStore:
         pairs = zip(payloads, embeddings, strict=True)
         return [stored_point(payload, row) for payload, row in pairs], following
 
-    async def _copy(self, name: str, directory: Path) -> CollectionInfo:
+    async def _copy(
+        self, name: str, directory: Path, *, purpose: str = "backup", num_copies: int = 1
+    ) -> CollectionInfo:
+        """Copy a collection's files to a directory of its physical name. Raises StoreError, also without the room."""
         async with self._copying:
             num_restarts = self._child.num_restarts
-            self._may_write.clear()
-            try:
-                # answered after all that was sent before, so no write is under way then, and each was flushed
-                info = await self.describe_collection(name)
-                source = self._path / "collections" / info.physical_name
-                _check_room(self._path, info.size_bytes or 0)
-                await _to_its_end(copy_directory, source, directory / info.physical_name)
-            except OSError as error:
-                raise StoreError(f"The store cannot be copied for its backup: {error.strerror}; make room.") from error
-            finally:
-                self._may_write.set()
+            with self._pause():
+                try:
+                    # answered after all that was sent before, so no write is under way then, and each was flushed
+                    info = await self.describe_collection(name)
+                    source = self._path / "collections" / info.physical_name
+                    _check_room(self._path, num_copies * (info.size_bytes or 0), purpose)
+                    await _to_its_end(copy_directory, source, directory / info.physical_name)
+                except OSError as error:
+                    raise StoreError(
+                        f"The store cannot be copied for its {purpose}: {error.strerror}; make room."
+                    ) from error
             if self._child.num_restarts != num_restarts or not self._child.is_ready:
-                raise StoreError("The embedded store was restarted while it was copied; ask for the backup again.")
+                raise StoreError(f"The embedded store was restarted while it was copied; ask for the {purpose} again.")
             return info
+
+    @contextlib.contextmanager
+    def _pause(self) -> Iterator[None]:
+        """Writes wait inside; for whoever holds `_copying`."""
+        self._may_write.clear()
+        try:
+            yield
+        finally:
+            self._may_write.set()
 
     async def _describe_all(self, names: Sequence[str]) -> list[CollectionInfo]:
         infos = []
@@ -291,16 +323,17 @@ class EdgeStore:
             raise StoreError(f"the embedded store died twice in {method}; see its log lines") from error
 
     async def _try(self, method: str, *args: Any) -> Any:
+        self._builds.note(method, args)  # in one step with sending it: nothing may come between
         return await self._child.call(method, *args, timeout=self._timeout_seconds)
 
 
-def _check_room(path: Path, num_bytes: int) -> None:
+def _check_room(path: Path, num_bytes: int, purpose: str) -> None:
     """Raises StoreError where a copy of so many bytes would fill the disk, on which the store itself needs a rest."""
     writable = writable_bytes(path)
     if num_bytes > writable:
         raise StoreError(
-            f"The store cannot be copied for its backup: that takes {num_bytes:,} bytes, and {max(0, writable):,} may "
-            "be written to its disk; make room."
+            f"The store cannot be copied for its {purpose}: that takes {num_bytes:,} bytes, and {max(0, writable):,} "
+            "may be written to its disk; make room."
         )
 
 

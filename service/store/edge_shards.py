@@ -1,27 +1,32 @@
 """The embedded store's collections as Qdrant Edge shards; runs in a child process, because Edge's calls hold the GIL.
 
-On disk: `collections/<physical>/shard`, `collections/<physical>/collection.json` and `aliases.json`, which maps public
-to physical names (those of standbys end in `:standby`) and is replaced in one step: a directory that it does not name
-is half made or half removed, and is cleared at open. A call that writes flushes before it returns. No index is built:
-every search is an exact scan.
+On disk: `collections/<physical>/collection.json`, which names the directory of the shard beside it, and `aliases.json`,
+which maps public to physical names (those of standbys end in `:standby`). Each is replaced in one step: a directory
+that it does not name is half made or half removed, and is cleared at open. A call that writes flushes before it
+returns. No index is built here; a shard that was built elsewhere, from a copy, is taken in exchange: `adopt`,
+`catch_up` as often as needed, `exchange`.
 """
 
+import contextlib
 import errno
-import fcntl
 import os
 import shutil
+import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import qdrant_edge as edge
 from numpy.typing import NDArray
-from pydantic import BaseModel, StringConstraints, TypeAdapter, ValidationError
+from pydantic import StringConstraints, TypeAdapter
 
 from service.errors import ConfigurationError, StoreError
 from service.paths import writable_bytes, write_json
 from service.store.base import Filter, point_id
+from service.store.edge_files import FIRST_SHARD, Described, check_segments, describe, described, lock, size_bytes
 from service.store.edge_filters import edge_filter, optional_edge_filter
+from service.store.edge_index import IndexFigures, figures, search_params
 from service.store.points import PHYSICAL_PATTERN, physical_name, unknown_collection
 
 _ALIASES = TypeAdapter(dict[str, Annotated[str, StringConstraints(pattern=PHYSICAL_PATTERN)]])
@@ -30,12 +35,13 @@ _COPIES = 3  # of what is written: in the log, in the segment, and room for the 
 _STANDBY = ":standby"  # no collection can be called so
 
 
-class _Described(BaseModel):
-    """What `collection.json` holds."""
+@dataclass(frozen=True)
+class _Candidate:
+    """A shard that was built to take the place of a collection's, in the directory beside it, and where it was."""
 
-    name: str
-    fingerprint: str
-    dimension: int
+    directory: Path
+    source: Path
+    shard: edge.EdgeShard
 
 
 def build(config: dict[str, Any]) -> "EdgeShards":
@@ -56,9 +62,10 @@ class EdgeShards:
         self._path = path
         self._collections = path / "collections"
         self._shards: dict[str, edge.EdgeShard] = {}  # by physical name
+        self._candidate: _Candidate | None = None
         try:
             self._collections.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(path)
+            self._lock = lock(path)
         except OSError as error:
             raise ConfigurationError(
                 f"the store path {path} cannot be used: {error.strerror}; "
@@ -75,6 +82,7 @@ class EdgeShards:
 
     def close(self) -> None:
         """Flush and close all shards and give the lock back."""
+        self.abandon()
         for shard in self._shards.values():
             shard.flush()
             shard.close()
@@ -124,9 +132,9 @@ class EdgeShards:
         directory.mkdir()
         # unit vectors: the dot product is the cosine, and vectors come back as they were given
         vectors = edge.EdgeVectorParams(size=dimension, distance=edge.Distance.Dot)
-        shard = edge.EdgeShard.create(str(directory / "shard"), edge.EdgeConfig(vectors=vectors))
+        shard = edge.EdgeShard.create(str(directory / FIRST_SHARD), edge.EdgeConfig(vectors=vectors))
         shard.flush()
-        write_json(directory / "collection.json", {"name": name, "fingerprint": fingerprint, "dimension": dimension})
+        describe(directory, Described(name=name, fingerprint=fingerprint, dimension=dimension))
         self._shards[physical] = shard
         self._write_aliases(self._aliases | {alias: physical})
 
@@ -143,19 +151,86 @@ class EdgeShards:
         """The fields of `CollectionInfo`."""
         count = self.count(name, None)
         directory = self._directory(name)
-        return _described(directory).model_dump() | {
+        return described(directory).model_dump(exclude={"shard"}) | {
             "physical_name": directory.name,
             "num_documents": count,
-            "size_bytes": _size_bytes(directory),
+            "num_indexed": count - self._figures(directory.name).num_outside,
+            "size_bytes": size_bytes(directory),
         }
+
+    def unindexed(self, threshold: int) -> list[str]:
+        """The physical names of collections and standbys that want an index, or a new one; see `IndexFigures`."""
+        return sorted(physical for physical in self._shards if self._wants_index(physical, threshold))
+
+    def adopt(self, physical: str, source: str) -> str:
+        """Open the shard of a collection that was copied to `source` beside the one it is to replace.
+
+        Returns:
+            Its name, by which `catch_up` and `exchange` know it. What was adopted before is given up.
+        """
+        self._shard(physical)
+        self.abandon()
+        directory = self._collections / physical / f"{FIRST_SHARD}-{uuid.uuid4().hex[:8]}"
+        (Path(source) / described(Path(source)).shard).rename(directory)
+        try:
+            self._candidate = _Candidate(directory, Path(source), edge.EdgeShard.load(str(directory)))
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        return directory.name
+
+    def catch_up(self, physical: str, shard: str, document_ids: list[str], filters: list[Filter]) -> None:
+        """Make the adopted shard equal to the collection in these documents, and where these filters deleted."""
+        live, candidate = self._shard(physical), self._adopted(shard).shard
+        for each in filters:
+            candidate.update(edge.UpdateOperation.delete_points_by_filter(edge_filter(each)))
+        ids: list[edge.PointId] = [point_id(each) for each in document_ids]
+        records = live.retrieve(ids, with_payload=True, with_vector=True)
+        points = [edge.Point(record.id, record.vector or [], record.payload) for record in records]
+        vector_bytes = 4 * described(self._collections / physical).dimension
+        self._check_room(sum(_num_bytes(point.payload or {}, vector_bytes) for point in points))
+        if points:
+            candidate.update(edge.UpdateOperation.upsert_points(points))
+        if gone := {str(each) for each in ids} - {str(record.id) for record in records}:
+            candidate.update(edge.UpdateOperation.delete_points(sorted(gone)))
+
+    def exchange(self, physical: str, shard: str, document_ids: list[str], filters: list[Filter]) -> None:
+        """Catch up for the last time and let the adopted shard take the place of the collection's.
+
+        The old one goes to where the new one was built, and is the caller's to remove, as that takes a while. Done
+        already where a call is repeated after a crash.
+        """
+        self._shard(physical)
+        directory = self._collections / physical
+        old = described(directory)
+        if old.shard == shard:
+            return
+        self.catch_up(physical, shard, document_ids, filters)
+        candidate = self._adopted(shard)
+        candidate.shard.flush()
+        try:
+            describe(directory, old.model_copy(update={"shard": shard}))
+        finally:
+            if described(directory).shard == shard:  # a write that failed may have replaced it
+                self._candidate = None
+                retired, self._shards[physical] = self._shards[physical], candidate.shard
+                retired.close()
+                with contextlib.suppress(OSError):  # what is left is cleared at the next open
+                    (directory / old.shard).rename(candidate.source / old.shard)
+
+    def abandon(self) -> None:
+        """Remove the adopted shard, if there is one."""
+        if self._candidate is not None:
+            candidate, self._candidate = self._candidate, None
+            candidate.shard.close()
+            shutil.rmtree(candidate.directory, ignore_errors=True)
 
     def upsert(self, name: str, payloads: list[dict[str, Any]], embeddings: NDArray[np.float32]) -> None:
         """Insert or replace points, one per payload and row, in one logged operation; durable at return.
 
         Raises StoreError: the disk has too little room; nothing was written.
         """
-        num_chars = sum(len(each.get("title", "")) + len(each.get("text", "")) for each in payloads)
-        self._check_room(_COPIES * (embeddings.nbytes + num_chars))
+        self._check_room(sum(_num_bytes(each, row.nbytes) for each, row in zip(payloads, embeddings, strict=True)))
         points = [
             edge.Point(point_id(payload["id"]), row, payload)
             for payload, row in zip(payloads, embeddings.tolist(), strict=True)
@@ -197,7 +272,7 @@ class EdgeShards:
                 filter=optional_edge_filter(options["filter"]),
                 score_threshold=options["score_threshold"],
                 with_payload=[*_WITHOUT_TEXT, "text"] if options["with_text"] else _WITHOUT_TEXT,
-                params=edge.SearchParams(exact=options["exact"]),
+                params=search_params(options),
             )
             for row in embeddings.tolist()
         ]
@@ -221,12 +296,30 @@ class EdgeShards:
             raise unknown_collection(name)
         return self._shards[physical]
 
+    def _adopted(self, shard: str) -> "_Candidate":
+        if self._candidate is None or self._candidate.directory.name != shard:
+            raise StoreError("the shard that was built is not open any more; it is built again")
+        return self._candidate
+
+    def _wants_index(self, physical: str, threshold: int) -> bool:
+        try:
+            dimension = described(self._collections / physical).dimension
+            return self._figures(physical).is_due(threshold=threshold, dimension=dimension)
+        except (OSError, ValueError):  # damaged, which `describe` tells; the others are not
+            return False
+
+    def _figures(self, physical: str) -> IndexFigures:
+        directory = self._collections / physical
+        return figures(self._shards[physical], directory / described(directory).shard)
+
     def _forget(self, *names: str) -> None:
         """Remove those that are there."""
         gone = [self._aliases[name] for name in names if name in self._aliases]
         if gone:
             self._write_aliases({name: physical for name, physical in self._aliases.items() if name not in names})
         for physical in gone:
+            if self._candidate is not None and self._candidate.directory.parent.name == physical:
+                self.abandon()
             self._shards.pop(physical).close()
             # leftovers are cleared at the next open or create
             shutil.rmtree(self._collections / physical, ignore_errors=True)
@@ -250,9 +343,9 @@ class EdgeShards:
     def _open(self, name: str) -> edge.EdgeShard:
         directory = self._directory(name)
         try:
-            _described(directory)
-            _check_segments(directory / "shard")
-            return edge.EdgeShard.load(str(directory / "shard"))
+            shard = directory / described(directory).shard
+            check_segments(shard)
+            return edge.EdgeShard.load(str(shard))
         except Exception as error:
             first_line = str(error).splitlines()[0]
             if f"os error {errno.ENOSPC}" in first_line or getattr(error, "errno", None) == errno.ENOSPC:
@@ -289,38 +382,13 @@ class EdgeShards:
         for directory in self._collections.iterdir():
             if directory.name not in self._aliases.values():
                 shutil.rmtree(directory)
+                continue
+            shard = described(directory).shard
+            for each in directory.glob(f"{FIRST_SHARD}*"):
+                if each.is_dir() and each.name != shard:
+                    shutil.rmtree(each)
 
 
-def _described(directory: Path) -> _Described:
-    path = directory / "collection.json"
-    try:
-        return _Described.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
-
-
-def _check_segments(shard: Path) -> None:
-    """Raise FileNotFoundError for a shard without segments. Edge would open it and find in it what little its log
-    still has, or nothing; one that it made has a segment from the start."""
-    if shard.is_dir() and not any((shard / "segments").glob("*/")):
-        raise FileNotFoundError(f"{shard / 'segments'} is missing or empty, which held the documents")
-
-
-def _lock(path: Path) -> int:
-    """A file descriptor that holds the path's lock until it is closed or the process ends."""
-    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise ConfigurationError(
-            f"the store at {path} is open in another process; stop that one, set EOSEEK_STORE__PATH to another "
-            f"directory, or run a Qdrant server (EOSEEK_STORE__KIND=qdrant) that many processes can share"
-        ) from error
-    return descriptor
-
-
-def _size_bytes(directory: Path) -> int:
-    """Bytes on disk; files of a shard are sparse, so their lengths say nothing."""
-    return sum(each.stat().st_blocks * 512 for each in directory.rglob("*") if each.is_file())
+def _num_bytes(payload: dict[str, Any], vector_bytes: int) -> int:
+    """About what a point takes on disk."""
+    return _COPIES * (vector_bytes + len(payload.get("title", "")) + len(payload.get("text", "")))

@@ -206,6 +206,7 @@ def _empty(name: str, fingerprint: str, dimension: int) -> _Collection:
         fingerprint=fingerprint,
         dimension=dimension,
         num_documents=0,
+        num_indexed=0,
         size_bytes=None,
     )
     return _Collection(info)

@@ -268,6 +268,7 @@ class QdrantStore:
             fingerprint=mark["fingerprint"],
             dimension=int(mark["dimension"]),
             num_documents=count.count,
+            num_indexed=min(found.indexed_vectors_count or 0, count.count),
             size_bytes=None,
         )
         self._known[name] = self._known[physical] = info

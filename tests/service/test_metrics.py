@@ -56,6 +56,18 @@ def test_metrics_documents_are_counted_by_outcome():
     assert outcomes == {"indexed": 3, "unchanged": 2, "failed": 1}
 
 
+def test_metrics_an_index_build_is_shown_while_it_runs_and_timed_by_outcome():
+    metrics = Metrics(CollectorRegistry())
+
+    metrics.note_index_build(None, 0.0)
+    assert value(metrics, "eoseek_index_building") == 1
+
+    metrics.note_index_build("built", 90.0)
+    assert value(metrics, "eoseek_index_building") == 0
+    assert value(metrics, "eoseek_index_build_seconds_sum", outcome="built") == 90
+    assert value(metrics, "eoseek_index_build_seconds_count", outcome="failed") == 0
+
+
 def test_metrics_every_name_has_the_prefix_and_what_is_alerted_on_is_there_from_the_start():
     metrics = Metrics(CollectorRegistry())
 

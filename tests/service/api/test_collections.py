@@ -7,7 +7,9 @@ FINGERPRINT = "f" * 64
 
 
 def test_collection_is_created_described_listed_and_dropped(client):
-    described = {"name": "docs", "documents": 0, "dimension": DIMENSION, "fingerprint": FINGERPRINT, "bytes": None}
+    described = {"name": "docs", "documents": 0, "indexed": 0, "dimension": DIMENSION, "fingerprint": FINGERPRINT} | {
+        "bytes": None
+    }
 
     created = client.put("/collections/docs").json()
     assert {**created, "bytes": None} == described

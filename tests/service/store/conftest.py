@@ -19,6 +19,8 @@ def settings_of(kind: str, path: Path) -> StoreSettings:
             return StoreSettings(kind="qdrant", url=":memory:")
         case "qdrant-live":
             return StoreSettings(kind="qdrant", url=str(LIVE_URL))
+        case "edge-indexed":
+            return StoreSettings(kind="edge", path=path, index_threshold=20)
         case _:
             return StoreSettings(kind=kind, path=path)
 
@@ -30,7 +32,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(
     scope="module",
-    params=["memory", "edge", "qdrant-local", pytest.param("qdrant-live", marks=NO_LIVE_SERVER)],
+    params=["memory", "edge", "edge-indexed", "qdrant-local", pytest.param("qdrant-live", marks=NO_LIVE_SERVER)],
 )
 async def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Store]:
     """A started store, shared by the tests of a module: each takes a collection of its own."""

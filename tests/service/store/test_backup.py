@@ -181,6 +181,15 @@ async def test_backup_left_by_a_crash_is_cleared_at_start(tmp_path: Path) -> Non
     await store.stop()
 
 
+def test_copy_leaves_out_what_the_engine_is_about_to_rename(tmp_path: Path) -> None:
+    log = tmp_path / "from" / "shard" / "wal"
+    log.mkdir(parents=True)
+    for name in ("open-1", "tmp-open-2"):
+        (log / name).write_bytes(b"log")
+    backup.copy_directory(tmp_path / "from", tmp_path / "to")
+    assert [each.name for each in (tmp_path / "to").rglob("*") if each.is_file()] == ["open-1"]
+
+
 async def test_restore_over_a_store_is_refused(store: EdgeStore, tmp_path: Path) -> None:
     file = await saved(store, tmp_path / "b.zip")
     with pytest.raises(ConfigurationError, match=r"there is a store at .* already"):
