@@ -103,10 +103,21 @@ class Collator:
             document_counts=document_counts,
             targets_B=torch.tensor([documents[row.example.positives[row.positive]] for row in rows]),
             masked_BN=_masked(rows, documents, training_set),
-            teacher_scores_BN=_cosines(vectors, len(rows)) if vectors is not None else _scores(rows, documents),
+            teacher_scores_BN=self._teacher_scores(rows, documents, training_set, vectors),
             teacher_vectors=vectors,
             num_truncated=truncated_queries + len(tokenized.truncated),
         )
+
+    def _teacher_scores(
+        self,
+        rows: Sequence[_Row],
+        documents: Mapping[DocumentText, int],
+        training_set: TrainingSet,
+        vectors: Tensor | None,
+    ) -> Tensor | None:
+        if vectors is not None:
+            return _cosines(vectors, len(rows))
+        return _scores(rows, documents) if training_set.follows_teacher else None
 
     def _row(self, draw: Draw, index: int) -> _Row:
         training_set = self._sets[draw.set_index]

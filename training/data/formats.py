@@ -6,6 +6,7 @@ Examples are kept in memory as text (about 1 KB each); tokenizing happens batch 
 
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
         raise DataError(f"{place}: not UTF-8: {error}") from error
     try:
         row = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not JSON: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"{place}: not a JSON object")
@@ -106,8 +107,8 @@ def _example(row: dict[str, Any], place: str) -> Example:
         negatives=negatives,
         positive_scores=_scores(row.get(positive_scores), len(positives), positive_scores, place),
         negative_scores=_scores(row.get(negative_scores), len(negatives), negative_scores, place),
-        instruction=row.get(instruction),
-        source=str(row.get("source", "")),
+        instruction=_optional(row.get(instruction), instruction, place),
+        source=_optional(row.get("source"), "source", place) or "",
     )
     return _checked(example, place)
 
@@ -122,10 +123,11 @@ def _checked(example: Example, place: str) -> Example:
 def _documents(values: Any, name: str, place: str) -> tuple[DocumentText, ...]:
     if not isinstance(values, list):
         raise DataError(f"{place}: `{name}` must be a list")
-    return tuple(_document(value, name, place) for value in values)
+    return tuple(read_document(value, name, place) for value in values)
 
 
-def _document(value: Any, name: str, place: str) -> DocumentText:
+def read_document(value: Any, name: str, place: str) -> DocumentText:
+    """A text, or an object with `text` and perhaps `title`. Raises DataError, which begins with `place`."""
     title = ""
     if isinstance(value, dict):
         title = value.get("title") or ""
@@ -145,15 +147,22 @@ def _text(value: Any, name: str, place: str, *, may_be_empty: bool = False) -> s
     return value
 
 
+def _optional(value: Any, name: str, place: str) -> str | None:
+    return None if value is None else _text(value, name, place, may_be_empty=True)
+
+
 def _scores(values: Any, count: int, name: str, place: str) -> tuple[float, ...] | None:
     if values is None:
         return None
     if not isinstance(values, list) or len(values) != count:
         raise DataError(f"{place}: `{name}` must be a list of {count} numbers, one for each text")
     try:
-        return tuple(float(value) for value in values)
-    except (TypeError, ValueError) as error:
+        scores = tuple(float(value) for value in values)
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{place}: `{name}` holds something that is not a number") from error
+    if not all(map(math.isfinite, scores)):
+        raise DataError(f"{place}: `{name}` holds a number that is not finite")
+    return scores
 
 
 def _read_beir(folder: Path, split: str) -> Iterator[Example]:

@@ -70,8 +70,13 @@ def load_mixture(config: TrainingConfig) -> Mixture:
         examples, held[each.name] = hold_out(examples, num_held)
         if len(examples) < config.batch_size:
             raise DataError(
-                f"set {each.name}: {len(examples)} examples do not fill one batch of {config.batch_size}; "
-                "join it with another set or lower batch_size"
+                f"set {each.name}: {len(examples)} examples do not fill one batch of {config.batch_size}; join it with "
+                f"another set or lower batch_size{f', or hold out fewer than {num_held}' if num_held else ''}"
+            )
+        if not each.in_batch_negatives and not any(example.negatives for example in examples):
+            raise DataError(
+                f"set {each.name}: no example has negatives, and without in-batch negatives there is nothing to "
+                "contrast; mine some, or set in_batch_negatives: true"
             )
         sets.append(_training_set(each, examples, config))
     corpus = held_out_corpus(held.values(), (each.examples for each in sets), config.evaluation.corpus_size)

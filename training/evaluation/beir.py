@@ -13,6 +13,9 @@ from typing import Any, TextIO
 
 from training.errors import DataError
 
+# trec_eval has an array of as many places as the highest grade, and corrupts memory beyond an int
+_MAX_GRADE = 10_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
@@ -61,15 +64,18 @@ def read_set(folder: Path, split: str | None = None) -> JudgedSet:
         split: None takes `test`, or the only one there is.
     Raises:
         FileNotFoundError: a file is missing.
-        DataError: a malformed line, a split that is not there, or one without judgements.
+        DataError: a malformed line, a split that is not there, one without judgements, or whose queries have no text.
     """
     corpus_path(folder)
     split = choose_split(folder, split)
     qrels = read_qrels(folder, split)
     if not qrels:
         raise DataError(f"{folder / 'qrels' / split}.tsv: judges no query")
+    queries = read_queries(folder)
+    if not queries.keys() & qrels.keys():
+        raise DataError(f"{folder}: none of the {len(qrels):,} judged queries of {split} is among the queries")
     name = folder.resolve().name
-    return JudgedSet(name=name, folder=folder, split=split, queries=read_queries(folder), qrels=qrels)
+    return JudgedSet(name=name, folder=folder, split=split, queries=queries, qrels=qrels)
 
 
 def choose_split(folder: Path, split: str | None) -> str:
@@ -84,13 +90,15 @@ def choose_split(folder: Path, split: str | None) -> str:
 
 
 def read_document_ids(folder: Path) -> list[str]:
-    """Ids of the corpus, in file order. Raises DataError for an id that comes twice."""
+    """Ids of the corpus, in file order. Raises DataError for an id that comes twice, or if there is none."""
     ids: dict[str, None] = {}
     for row, place in _rows(corpus_path(folder)):
         document_id = _string(row, "_id", place)
         if document_id in ids:
             raise DataError(f"{place}: document {document_id!r} was there before")
         ids[document_id] = None
+    if not ids:
+        raise DataError(f"{corpus_path(folder)}: holds no document")
     return list(ids)
 
 
@@ -103,7 +111,9 @@ def read_corpus(folder: Path) -> Iterator[Document]:
     """Documents one at a time, in file order."""
     for row, place in _rows(corpus_path(folder)):
         yield Document(
-            document_id=_string(row, "_id", place), text=_string(row, "text", place), title=row.get("title") or ""
+            document_id=_string(row, "_id", place),
+            text=_string(row, "text", place),
+            title=_optional_string(row, "title", place) or "",
         )
 
 
@@ -113,7 +123,7 @@ def read_queries(folder: Path) -> dict[str, Query]:
     for row, place in _rows(_either(folder, "queries.jsonl")):
         query_id = _string(row, "_id", place)
         text = _string(row, "text", place)
-        queries[query_id] = Query(query_id=query_id, text=text, instruction=row.get("instruction"))
+        queries[query_id] = Query(query_id=query_id, text=text, instruction=_optional_string(row, "instruction", place))
     return queries
 
 
@@ -126,17 +136,29 @@ def read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
     """
     path = folder / "qrels" / f"{split}.tsv"
     qrels: dict[str, dict[str, int]] = {}
+    number = 0
     with _open(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            fields = line.rstrip("\r\n").split("\t")
-            if not line.strip() or (number == 1 and not fields[-1].lstrip("-").isdecimal()):
-                continue
-            try:
-                query_id, document_id, grade = fields
-                qrels.setdefault(query_id, {})[document_id] = int(grade)
-            except ValueError as error:
-                raise DataError(f"{path}:{number}: not `query id, document id, grade` between tabs") from error
+        try:
+            for number, line in enumerate(lines, start=1):
+                fields = line.rstrip("\r\n").split("\t")
+                if not line.strip() or (number == 1 and not fields[-1].lstrip("-").isdecimal()):
+                    continue
+                query_id, document_id, grade = _judgement(fields, f"{path}:{number}")
+                qrels.setdefault(query_id, {})[document_id] = grade
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read beyond line {number}: {error}") from error
     return qrels
+
+
+def _judgement(fields: list[str], place: str) -> tuple[str, str, int]:
+    try:
+        query_id, document_id, text = fields
+        grade = int(text)
+    except ValueError as error:
+        raise DataError(f"{place}: not `query id, document id, grade` between tabs") from error
+    if abs(grade) > _MAX_GRADE:
+        raise DataError(f"{place}: grade {text[:20]} is beyond {_MAX_GRADE:,}, the highest that can be judged by")
+    return query_id, document_id, grade
 
 
 def _either(folder: Path, name: str) -> Path:
@@ -165,7 +187,7 @@ def _rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 def _row(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not JSON: {error}") from error
     if not isinstance(row, dict):
         raise DataError(f"{place}: not a JSON object")
@@ -176,4 +198,12 @@ def _string(row: dict[str, Any], name: str, place: str) -> str:
     value = row.get(name)
     if not isinstance(value, str):
         raise DataError(f"{place}: needs `{name}`, a string")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: `{name}` holds a lone surrogate, which is not text") from error
     return value
+
+
+def _optional_string(row: dict[str, Any], name: str, place: str) -> str | None:
+    return None if row.get(name) is None else _string(row, name, place)

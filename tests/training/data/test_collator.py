@@ -114,3 +114,11 @@ def test_collator_scores_of_the_data_stand_at_their_documents(contract: TokenCon
     assert batch.teacher_scores_BN[0, :2].tolist() == [3.0, 1.0]
     assert batch.teacher_scores_BN[0, 2:].isnan().all()
     assert batch.teacher_scores_BN[1].isnan().all()
+
+
+def test_collator_set_that_follows_no_teacher_leaves_scores_of_the_data(contract: TokenContract) -> None:
+    scored = Example(
+        query="a", positives=(DocumentText("", "p"),), negatives=(DocumentText("", "n"),), positive_scores=(3.0,),
+        negative_scores=(1.0,),
+    )  # fmt: skip
+    assert _batch(contract, _set([scored], follows_teacher=False)).teacher_scores_BN is None

@@ -58,6 +58,11 @@ def test_reader_gz_file_is_read(tmp_path: Path) -> None:
         (b'{"query": "q", "positive": "p", "negatives": "n"}\n', "must be a list"),
         (b'{"query": "q", "positive": "p", "negatives": ["n", "p"]}\n', "a positive is among its own negatives"),
         (b'{"query": "q", "pos": ["p"], "neg": [], "pos_scores": [1, 2]}\n', "a list of 1 numbers"),
+        (b'{"query": "q", "pos": ["p"], "pos_scores": [NaN]}\n', "a number that is not finite"),
+        (b'{"query": "q", "pos": ["p"], "pos_scores": [1' + b"0" * 400 + b"]}\n", "not a number"),
+        (b'{"query": "q", "pos": ["p"], "prompt": 5}\n', "`prompt` must be a string"),
+        (b'{"query": "q", "pos": ["p"], "source": ["s"]}\n', "`source` must be a string"),
+        (b'{"query": ' + b"[" * 100_000 + b"\n", "not JSON"),
     ],
 )
 def test_reader_malformed_line_names_file_and_line(tmp_path: Path, line: bytes, reason: str) -> None:

@@ -80,3 +80,11 @@ def test_mixture_held_out_corpus_holds_every_answer(make_config: Callable[..., T
     assert len(held_out.queries["toy"]) == 6
     assert len(held_out.corpus) == len(set(held_out.corpus)) == 20
     assert all(positive in held_out.corpus for each in held_out.queries["toy"] for positive in each.positives)
+
+
+def test_mixture_set_with_nothing_to_contrast_is_refused(
+    tmp_path: Path, make_config: Callable[..., TrainingConfig]
+) -> None:
+    write_lines(tmp_path / "bare.jsonl", [{"query": f"q{index}", "positive": f"p{index}"} for index in range(20)])
+    with pytest.raises(DataError, match="no example has negatives"):
+        load_mixture(make_config(sets=[{"name": "a", "path": "bare.jsonl", "in_batch_negatives": False}]))

@@ -60,7 +60,44 @@ def test_read_qrels_malformed_line_is_named(folder, line):
         read_qrels(folder, "test")
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"_id": 1, "text": "x"}', '{"_id": "q"}'])
+@pytest.mark.parametrize("grade", ["10001", "-10001", "99999999999999999999"])
+def test_read_qrels_grade_that_cannot_be_counted_is_refused(folder, grade):
+    (folder / "qrels" / "test.tsv").write_text(f"q1\td1\t{grade}\n")
+    with pytest.raises(DataError, match=r"test\.tsv:1: grade .* is beyond 10,000"):
+        read_qrels(folder, "test")
+
+
+def test_read_qrels_not_utf8_is_named(folder):
+    (folder / "qrels" / "test.tsv").write_bytes(b"q1\td\xff\t1\n")
+    with pytest.raises(DataError, match=r"test\.tsv: cannot be read"):
+        read_qrels(folder, "test")
+
+
+def test_read_set_whose_judged_queries_have_no_text_is_refused(folder):
+    (folder / "qrels" / "test.tsv").write_text("q8\td1\t1\nq9\td1\t1\n")
+    with pytest.raises(DataError, match="none of the 2 judged queries"):
+        read_set(folder)
+
+
+def test_read_document_ids_of_an_empty_corpus_is_refused(folder):
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(DataError, match="holds no document"):
+        read_document_ids(folder)
+
+
+def test_read_corpus_title_that_is_no_text_is_named(folder):
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress(b'{"_id": "d1", "text": "x", "title": 5}\n'))
+    with pytest.raises(DataError, match="gz:1: needs `title`, a string"):
+        list(read_corpus(folder))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{", "[]", '{"_id": 1, "text": "x"}', '{"_id": "q"}', '{"_id": "q", "text": "x", "instruction": 5}',
+        '{"_id": "q", "text": "\\ud800"}', "[" * 100_000,
+    ],
+)  # fmt: skip
 def test_read_queries_malformed_line_is_named(folder, line):
     (folder / "queries.jsonl").write_text(f'{{"_id": "q1", "text": "a"}}\n{line}\n')
     with pytest.raises(ValueError, match=r"queries\.jsonl:2: "):
