@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from service.errors import ConfigurationError
+from training.evaluation.metrics import check_metric
 
 _STRICT = ConfigDict(extra="forbid")
 _VERSIONS = ("eoseek", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy")
@@ -26,6 +27,7 @@ Positive = Annotated[float, Gt(0)]
 Count = Annotated[int, Gt(0)]
 Weight = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
+HELD_OUT_TOP_K = 100  # documents found for a held-out query
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -73,7 +75,7 @@ class OptimizerConfig:
     learning_rate: Positive = 3e-4
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     warmup: Share = 0.1  # share of all steps
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     epsilon: Positive = 1e-8
     weight_decay: Weight = 0.0
     max_grad_norm: Positive = 1.0
@@ -128,6 +130,11 @@ class EvaluationConfig:
     at_start: bool = True
     metric: str = "ndcg@10"
 
+    def __post_init__(self) -> None:
+        check_metric(self.metric, deepest=HELD_OUT_TOP_K)
+        if self.every_steps and not self.held_out_queries:
+            raise ValueError("evaluation.held_out_queries 0 leaves nothing to search; every_steps 0 switches it off")
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class SavingConfig:
@@ -143,13 +150,13 @@ class TrainingConfig:
 
     name: str
     sets: tuple[SetConfig, ...]
-    num_steps: Count
+    num_steps: Annotated[int, Gt(0), Le(10_000_000)]  # the plan of all steps is in memory
     base: str = "default"  # `default`, a directory, or a hub name
     base_licence: str = ""
     output: str = "runs"  # the run's directory is `output/name`
     data_root: str = "data"
     default_instruction: str = ""  # of the exported checkpoint
-    seed: int = 17
+    seed: Annotated[int, Ge(0), Lt(2**32)] = 17
     batch_size: Annotated[int, Gt(1)] = 128  # over all processes
     num_negatives: Annotated[int, Ge(0)] = 7
     query_length: Annotated[int, Gt(1)] = 64
@@ -170,6 +177,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if not self.sets:
             raise ValueError("sets is empty")
+        if Path(self.name).name != self.name or self.name in ("", ".."):
+            raise ValueError(f"name {self.name!r} must be the name of a folder: not empty, no slash, no dots alone")
         names = [each.name for each in self.sets]
         if len(set(names)) != len(names):
             raise ValueError(f"two sets share a name: {sorted(names)}")
@@ -210,7 +219,11 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Train
     if not isinstance(content, dict):
         raise ConfigurationError(f"recipe {path}: holds no mapping")
     for name, value in (overrides or {}).items():
-        _override(content, name, yaml.safe_load(value))
+        try:
+            _override(content, name, yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigurationError(f"override {name}={value}: no YAML value ({reason}); quote it") from error
     return config_from(content, str(path))
 
 

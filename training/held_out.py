@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from service.encoders.prompt import TokenContract
-from training.config import TrainingConfig
+from training.config import HELD_OUT_TOP_K, TrainingConfig
 from training.data.formats import DocumentText
 from training.data.mixture import HeldOut
 from training.evaluation.metrics import evaluate
@@ -16,7 +16,6 @@ from training.search import by_query, top_documents
 
 Embeddings = NDArray[np.float32]
 _BLOCK_SIZE = 512
-_TOP_K = 100
 
 
 class HeldOutTask:
@@ -30,16 +29,13 @@ class HeldOutTask:
         self._config = config
         self._by_name = {each.name: each for each in config.sets}
 
-    def __len__(self) -> int:
-        return sum(map(len, self._queries.values()))
-
     def evaluate(self, embed: Embed) -> dict[str, float]:
         """`{metric: mean over sets, "<set>/<metric>": value}`."""
         metric = self._config.evaluation.metric
         names = [name for name, queries in self._queries.items() if queries]
         embeddings = np.concatenate([self._embed_queries(name, embed) for name in names])
         scores, positions = top_documents(
-            embeddings, self._corpus, embed=self._document_embedder(embed), top_k=_TOP_K, block_size=_BLOCK_SIZE
+            embeddings, self._corpus, embed=self._document_embedder(embed), top_k=HELD_OUT_TOP_K, block_size=_BLOCK_SIZE
         )
         document_ids = [str(index) for index in range(len(self._corpus))]
         positions_of = {document: str(index) for index, document in enumerate(self._corpus)}

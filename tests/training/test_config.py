@@ -56,6 +56,14 @@ def test_config_gradient_accumulation_as_batch_size_is_refused(place: dict[str, 
             "nothing to contrast",
         ),
         ({"distillation": {"vector_weight": 1.0}}, "needs distillation.vectors"),
+        ({"name": "../elsewhere"}, "must be the name of a folder"),
+        ({"name": ""}, "must be the name of a folder"),
+        ({"num_steps": 10**20}, "num_steps: .*less than or equal to 10000000"),
+        ({"seed": -1}, "seed: .*greater than or equal to 0"),
+        ({"optimizer": {"betas": [0.9, 1.5]}}, r"optimizer\.betas\.1: .*less than 1"),
+        ({"evaluation": {"metric": "foo"}}, "unknown metric 'foo'"),
+        ({"evaluation": {"metric": "recall@1000"}}, "looks deeper than the 100 documents"),
+        ({"evaluation": {"every_steps": 5, "held_out_queries": 0}}, "leaves nothing to search"),
     ],
 )
 def test_config_what_would_train_wrongly_is_refused(changes: dict[str, Any], reason: str) -> None:
@@ -73,3 +81,10 @@ def test_config_unreadable_recipe_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_config_our_recipes_are_valid(path: Path) -> None:
     assert load_config(path).name
+
+
+def test_config_override_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: run\nnum_steps: 3\nsets: [{name: a, path: a.jsonl}]\n")
+    with pytest.raises(ConfigurationError, match=r"override name=\[: no YAML value"):
+        load_config(path, {"name": "["})

@@ -56,11 +56,6 @@ class Sampler:
         chosen = order[batch * self._batch_size : (batch + 1) * self._batch_size]
         return Draw(set_index=set_index, epoch=epoch, example_indices=tuple(chosen.tolist()))
 
-    def num_epochs(self, set_index: int) -> float:
-        """Passes over a set in the whole plan."""
-        turns = sum(1 for each in self._set_indices if each == set_index)
-        return turns / (self._sizes[set_index] // self._batch_size)
-
     def _order(self, set_index: int, epoch: int) -> NDArray[np.int64]:
         cached = self._orders.get(set_index)
         if cached is None or cached[0] != epoch:

@@ -57,6 +57,12 @@ def evaluate(run: Run, qrels: Qrels, metrics: Sequence[str] = DEFAULT_METRICS) -
     return {name: sum(each[name] for each in values.values()) / len(values) for name in metrics}
 
 
+def check_metric(name: str, *, deepest: int) -> None:
+    """Raises ValueError for an unknown metric, or for one that looks deeper than `deepest` documents."""
+    if _measure(name).params["cutoff"] > deepest:
+        raise ValueError(f"metric {name!r} looks deeper than the {deepest} documents that are found")
+
+
 def _measure(name: str) -> ir_measures.measures.Measure:
     kind, at, cutoff = name.partition("@")
     if kind not in _MEASURES or not at or not cutoff.isdecimal() or int(cutoff) == 0:
