@@ -45,6 +45,8 @@ class MasterAdamW(torch.optim.AdamW):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a state, masters included."""
         masters: list[Tensor] = state_dict["masters"]
+        if len(masters) != len(self._pairs):
+            raise ValueError("its weights were of another precision; set memory.precision to that of its machine")
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "masters"})
         with torch.no_grad():
             for (parameter, master), saved in zip(self._pairs, masters, strict=True):

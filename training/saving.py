@@ -1,14 +1,18 @@
 """Folders that appear whole or not at all: a full disk or a kill leaves the checkpoint before intact."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from service.errors import ConfigurationError
 from training.errors import CheckpointSaveError
 
 _PREFIX = "checkpoint-"
+_STATE = "trainer_state.json"
+_NEEDED = (_STATE, "optimizer*", "scheduler.pt", "rng_state*.pth")  # some have a file a process
 
 
 @contextmanager
@@ -42,7 +46,34 @@ def whole_or_not(folder: Path, *, is_main: bool = True, wait: Callable[[], objec
 def checkpoints(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     found = [each for each in run_dir.glob(f"{_PREFIX}*") if each.name.removeprefix(_PREFIX).isdecimal()]
-    return sorted(found, key=lambda each: int(each.name.removeprefix(_PREFIX)))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def check_complete(checkpoint: Path) -> None:
+    """Refuse to go on from what lacks a file: transformers would start that part anew without a word.
+
+    Raises:
+        ConfigurationError: names the file and the way out.
+    """
+    for name in _NEEDED:
+        if not any(checkpoint.glob(name)):
+            raise unusable(checkpoint, f"{name} is missing")
+    try:
+        json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise unusable(checkpoint, f"{_STATE}: {error}") from error
+
+
+def unusable(checkpoint: Path, reason: object) -> ConfigurationError:
+    """The error of a checkpoint that training cannot go on from."""
+    return ConfigurationError(
+        f"{checkpoint} cannot be resumed from: {reason}; remove this folder to go on from the one before it"
+    )
 
 
 def checkpoint_dir(run_dir: Path, step: int) -> Path:

@@ -7,7 +7,7 @@ their gradients here rather than in a wrapper, so chunks may differ in number. A
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from service.errors import ConfigurationError
 from training.config import TrainingConfig
 from training.data.collator import Batch, Collator
 from training.data.sampler import Sampler
@@ -29,7 +30,7 @@ from training.loss import Objective, Targets
 from training.model import EmbeddingModel, load_tuned, save_tuned
 from training.optimizer import MasterAdamW
 from training.progress import ProgressBar
-from training.saving import checkpoint_dir, checkpoints, remove, whole_or_not
+from training.saving import checkpoint_dir, checkpoints, remove, unusable, whole_or_not
 
 BEST = "best"
 
@@ -255,7 +256,28 @@ class EmbeddingTrainer(Trainer):
             save_tuned(self.model, folder, state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:  # noqa: ARG002
-        load_tuned(self.model, Path(resume_from_checkpoint))
+        try:
+            load_tuned(self.model, Path(resume_from_checkpoint))
+        except ConfigurationError as error:
+            raise unusable(Path(resume_from_checkpoint), error) from error
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _naming(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _naming(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+
+@contextmanager
+def _naming(checkpoint: str | None) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # torch and pickle raise many kinds for a damaged file
+        if checkpoint is None:
+            raise
+        raise unusable(Path(checkpoint), str(error).splitlines()[0][:200]) from error
 
 
 def training_arguments(config: TrainingConfig, *, evaluates: bool, resumes: bool) -> TrainingArguments:

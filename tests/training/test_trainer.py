@@ -264,3 +264,77 @@ def test_training_set_that_follows_no_teacher_needs_no_vectors_of_it(tmp_path: P
     config = make_config(num_steps=2, sets=sets, distillation=distillation)
     train(config)
     assert "vector" not in _history(config.run_dir)[0]
+
+
+@pytest.mark.parametrize("name", ["tuned.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_training_resume_from_a_damaged_checkpoint_is_refused(make_config: MakeConfig, name: str, is_cut: bool) -> None:
+    file = train(make_config(num_steps=2)) / name
+    if is_cut:
+        file.write_bytes(file.read_bytes()[:40])
+    else:
+        file.unlink()
+    with pytest.raises(ConfigurationError, match=r"checkpoint-2 cannot be resumed from: .*remove this folder"):
+        train(make_config(num_steps=4), resume=True)
+
+
+@pytest.mark.parametrize("content", ["", "{"])
+def test_training_resume_without_the_trainer_s_state_is_refused(make_config: MakeConfig, content: str) -> None:
+    (train(make_config(num_steps=2)) / "trainer_state.json").write_text(content)
+    with pytest.raises(ConfigurationError, match="checkpoint-2 cannot be resumed from"):
+        train(make_config(num_steps=4), resume=True)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"config": 5, "data": {}}'])
+def test_training_resume_of_a_damaged_record_is_refused(make_config: MakeConfig, content: str) -> None:
+    config = make_config(num_steps=2)
+    train(config)
+    (config.run_dir / "run.json").write_text(content)
+    with pytest.raises(ConfigurationError, match="is this the directory of a run"):
+        train(config, resume=True)
+
+
+def test_training_resume_in_another_precision_is_refused(make_config: MakeConfig) -> None:
+    train(make_config(num_steps=2))
+    with pytest.raises(ConfigurationError, match=r"was trained with another memory\.precision"):
+        train(make_config(num_steps=4, memory={"precision": "bfloat16"}), resume=True)
+
+
+def test_training_resume_to_fewer_steps_is_refused(make_config: MakeConfig) -> None:
+    train(make_config(num_steps=4))
+    with pytest.raises(ConfigurationError, match="checkpoint-4 is beyond num_steps 2"):
+        train(make_config(num_steps=2), resume=True)
+
+
+def test_training_full_disk_at_resume_keeps_the_record(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(num_steps=2)
+    train(config)
+    write = Path.write_text
+
+    def full(self: Path, text: str, **options: Any) -> int:
+        if "run.json" not in self.name:
+            return write(self, text, **options)
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ConfigurationError, match=r"cannot be written .*No space left"):
+        train(config, resume=True)
+    assert read_record(config.run_dir)["config"]["num_steps"] == 2
+
+
+def test_training_distillation_without_scores_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigurationError, match="distillation has nothing to follow"):
+        train(make_config(distillation={"kl_weight": 1.0}))
+
+
+def test_training_matryoshka_beyond_the_base_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigurationError, match=r"loss\.matryoshka 32: the base has 32 dimensions"):
+        train(make_config(loss={"matryoshka": [32]}))
+
+
+def test_training_fsdp_in_one_process_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigurationError, match="fsdp shards a model over several processes"):
+        train(make_config(fsdp={"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}))
