@@ -5,6 +5,8 @@ Progress goes to stderr; stdout holds the path or the numbers that a script woul
 
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,7 +51,8 @@ def teach(
 
     config = load_config(recipe, _overrides(overrides, data_root))
     _prepare()
-    with _Bar("texts") as bar:
+    output = _replaceable(output, "teacher.json")
+    with _Bar("texts") as bar, _written(output):
         count = run(config, teacher, output, progress=bar.show)
     _note(f"{count:,} vectors of {teacher} in {output}")
 
@@ -88,7 +91,7 @@ def mine(
         seed=seed,
     )
     _prepare()
-    with _Bar("mining") as bar:
+    with _Bar("mining") as bar, _written(output):
         report = mine_file(data, output, config, corpus=corpus, progress=bar.show)
     _note(report.summary())
 
@@ -116,20 +119,24 @@ def export(
         raise ConfigurationError("--output names the directory to write; without it only one directory can be verified")
     if weights is not None and len(weights) != len(sources):
         raise ConfigurationError(f"{len(weights)} --weight for {len(sources)} sources")
+    if weights is not None and slerp is not None:
+        raise ConfigurationError("--weight averages and --slerp turns; give one of them")
     if adapter_rank is not None and verify:
         raise ConfigurationError("--verify reads a whole checkpoint; export one beside the adapter")
     _prepare()
     if output is not None:
+        output = _replaceable(output, "eoseek.json")
         tuned = [exporting.load_tuned_model(source) for source in sources]
         if slerp is not None:
             tuned = [exporting.slerp(tuned, share=slerp)]
         elif len(tuned) > 1:
             tuned = [exporting.average(tuned, weights=weights)]
-        if adapter_rank is not None:
-            kept = exporting.export_adapter(tuned[0], base, output, rank=adapter_rank)
-            _note(f"the adapter keeps {kept:.2%} of the difference's squared norm")
-        else:
-            exporting.export(tuned[0], output, dtype=dtype)
+        with _written(output):
+            if adapter_rank is not None:
+                kept = exporting.export_adapter(tuned[0], base, output, rank=adapter_rank)
+                _note(f"the adapter keeps {kept:.2%} of the difference's squared norm")
+            else:
+                exporting.export(tuned[0], output, dtype=dtype)
     written = output or sources[0]
     if verify:
         for reader, cosine in exporting.verify(written, pythons=pythons or []).items():
@@ -148,6 +155,22 @@ def _overrides(given: list[str] | None, data_root: Path | None) -> dict[str, str
             raise ConfigurationError(f"--set {each}: give NAME=VALUE")
         overrides[name] = value
     return overrides | ({"data_root": str(data_root)} if data_root is not None else {})
+
+
+def _replaceable(output: Path, mark: str) -> Path:
+    """The whole path of a folder to write; one that is there is removed, so it must be of the same kind."""
+    output = output.expanduser().absolute()
+    if output.exists() and not (output / mark).is_file() and not (output.is_dir() and not any(output.iterdir())):
+        raise ConfigurationError(f"{output} is there and holds no {mark}, so it is not replaced; name another --output")
+    return output
+
+
+@contextmanager
+def _written(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"{output} could not be written: {error}") from error
 
 
 def _prepare() -> None:

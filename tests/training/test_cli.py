@@ -59,6 +59,7 @@ def test_export_adapter_says_what_it_keeps(tmp_path: Path, recipe: Path, tiny_ba
         ((), "--output names the directory"),
         (("--output", "x", "--weight", 1, "--weight", 2), "2 --weight for 1 sources"),
         (("--output", "x", "--adapter-rank", 4, "--verify"), "reads a whole checkpoint"),
+        (("--output", "x", "--slerp", 0.5, "--weight", 1), "give one of them"),
     ],
 )
 def test_export_contradictions_are_refused(tiny_base: Path, arguments: tuple[object, ...], reason: str) -> None:
@@ -84,3 +85,20 @@ def test_teach_writes_vectors_of_every_text(tmp_path: Path, recipe: Path, tiny_b
     assert taught.exit_code == 0
     vectors = TeacherVectors(tmp_path / "teacher")
     assert vectors.queries([row["query"] for row in toy_rows()]).shape == (40, 32)
+
+
+@pytest.mark.parametrize("command", ["export", "teach"])
+def test_output_that_holds_something_else_is_not_replaced(
+    tmp_path: Path, recipe: Path, tiny_base: Path, command: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    given = {"export": (tiny_base,), "teach": (recipe, "--teacher", tiny_base)}[command]
+    with pytest.raises(ConfigurationError, match="so it is not replaced"):
+        _run(command, *given, "--output", tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_export_replaces_what_it_wrote(tmp_path: Path, tiny_base: Path) -> None:
+    for _ in range(2):
+        assert _run("export", tiny_base, "--output", tmp_path / "out").exit_code == 0
