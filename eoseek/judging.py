@@ -66,7 +66,7 @@ def compare(files: tuple[Path, Path], folders: Sequence[Path], split: str | None
         raise ConfigurationError(f"--compare judges by one --data, not by {len(folders)}")
     with _readable_data():
         qrels = beir.read_qrels(folders[0], beir.choose_split(folders[0], split))
-        comparison = compare_files(*files, qrels)
+        comparison = compare_files(*files, qrels, tell=note)
         if json_file:
             json_file.write_text(json.dumps(asdict(comparison), indent=1) + "\n")
     print(comparison_lines(comparison, (files[0].name, files[1].name)))

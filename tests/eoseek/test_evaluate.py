@@ -154,10 +154,12 @@ def test_evaluate_compare_of_a_run_with_itself_and_with_another(eoseek, folder, 
         (("--checkpoint", "x=a", "--bm25", "--run", "r"), "--run takes the run of one system"),
         (("--compare", "nowhere", "nowhere"), "nowhere: no such file"),
         (("--bm25", "--json", "no/such/folder"), "no/such/folder"),
+        (("--checkpoint", "TINY", "--keep", "/dev/null"), "embeddings cannot be kept in /dev/null"),
     ],
 )
-def test_evaluate_what_cannot_be_is_one_line_and_exit_code_2(eoseek, folder, arguments, reason):
-    code, _, err = eoseek("evaluate", "--data", folder, *arguments)
+def test_evaluate_what_cannot_be_is_one_line_and_exit_code_2(eoseek, folder, checkpoint, arguments, reason):
+    given = [checkpoint if each == "TINY" else each for each in arguments]
+    code, _, err = eoseek("evaluate", "--data", folder, *given)
     assert code == 2
     assert err.splitlines()[-1].startswith("eoseek: ")
     assert reason in err.splitlines()[-1]

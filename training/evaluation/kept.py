@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from service.errors import ConfigurationError
 from training.encoding import CheckpointEmbedder, Embedded
 
 
@@ -20,15 +21,21 @@ class KeptEmbeddings:
     """The documents' side of a `CheckpointEmbedder`, with a folder that remembers."""
 
     def __init__(self, embedder: CheckpointEmbedder, folder: Path) -> None:
-        """Make the folder if it is missing. Raises OSError."""
+        """Make the folder if it is missing. Raises ConfigurationError."""
         self._embedder = embedder
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"embeddings cannot be kept in {folder}: {error}") from error
 
     def embed_documents(
         self, documents: Sequence[tuple[str, str]], *, progress: Callable[[int], object] | None = None
     ) -> Embedded:
-        """As `CheckpointEmbedder.embed_documents`; what cannot be read back is embedded anew. Raises OSError."""
+        """As `CheckpointEmbedder.embed_documents`; what cannot be read back is embedded anew.
+
+        Raises ConfigurationError where the folder takes no more.
+        """
         path = self._folder / f"{self._key(documents)}.npz"
         kept = _read(path)
         if kept is not None:
@@ -36,7 +43,10 @@ class KeptEmbeddings:
                 progress(len(documents))
             return kept
         embedded = self._embedder.embed_documents(documents, progress=progress)
-        _write(path, embedded)
+        try:
+            _write(path, embedded)
+        except OSError as error:
+            raise ConfigurationError(f"embeddings cannot be kept in {self._folder}: {error}") from error
         return embedded
 
     def _key(self, documents: Sequence[tuple[str, str]]) -> str:

@@ -1,6 +1,6 @@
 """A run judged: the means with an interval, each query's values, the table, and the files of a result."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,13 +110,18 @@ def write_files(result: Evaluation, folder: Path) -> None:
     write_run(result.found.run, folder / f"{stem}.run", tag=result.system)
 
 
-def compare_files(a: Path, b: Path, qrels: Qrels) -> Comparison:
+def compare_files(a: Path, b: Path, qrels: Qrels, *, tell: Callable[[str], object] = lambda _: None) -> Comparison:
     """Two files of `write_files`, or TREC runs of any program, by nDCG@10 over all judged queries.
 
+    Args:
+        a: a file.
+        b: another of the same set.
+        qrels: judgements of the set.
+        tell: told of a file that lacks some of the judged queries, which count as 0.
     Raises:
         ValueError: a malformed file, one that knows none of the judged queries, or fewer than two judged queries.
     """
-    return compare(_values(a, qrels), _values(b, qrels))
+    return compare(_values(a, qrels, tell), _values(b, qrels, tell))
 
 
 def comparison_lines(comparison: Comparison, names: tuple[str, str]) -> str:
@@ -141,7 +146,7 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([*names, *(cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))])
 
 
-def _values(path: Path, qrels: Qrels) -> dict[str, float]:
+def _values(path: Path, qrels: Qrels, tell: Callable[[str], object]) -> dict[str, float]:
     if holds_values(path):
         values = read_values(path, MAIN_METRIC)
     else:
@@ -150,4 +155,6 @@ def _values(path: Path, qrels: Qrels) -> dict[str, float]:
         values = {query: value for query, value in values.items() if query in run}
     if not values.keys() & qrels.keys():
         raise ValueError(f"{path}: holds none of the judged queries; is it of another set or split?")
+    if missing := len(qrels.keys() - values.keys()):
+        tell(f"{path}: lacks {missing:,} of the {len(qrels):,} judged queries, which count as 0")
     return {query: values.get(query, 0.0) for query in qrels}

@@ -4,7 +4,8 @@ A line of a TREC run is `query_id Q0 document_id rank score tag`.
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from training.evaluation.metrics import Run, ranking
@@ -30,13 +31,12 @@ def read_run(path: Path) -> dict[str, dict[str, float]]:
         ValueError: a malformed line, with its number.
     """
     run: dict[str, dict[str, float]] = {}
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                query_id, _, document_id, _, score, _ = line.split()
-                run.setdefault(query_id, {})[document_id] = float(score)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: not `query_id Q0 document_id rank score tag`") from error
+    for number, line in _lines(path):
+        try:
+            query_id, _, document_id, _, score, _ = line.split()
+            run.setdefault(query_id, {})[document_id] = _number(score)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: not `query_id Q0 document_id rank score tag`") from error
     return run
 
 
@@ -54,20 +54,36 @@ def read_values(path: Path, metric: str) -> dict[str, float]:
         ValueError: a malformed line or one without the metric, with its number.
     """
     values: dict[str, float] = {}
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-                values[str(row["query_id"])] = float(row[metric])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}:{number}: not a JSON object with `query_id` and `{metric}`") from error
+    for number, line in _lines(path):
+        try:
+            row = json.loads(line)
+            values[str(row["query_id"])] = _number(row[metric])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}: not a JSON object with `query_id` and `{metric}`") from error
     return values
 
 
 def holds_values(path: Path) -> bool:
     """Whether a file holds metrics a query rather than a TREC run."""
+    with open(path, "rb") as file:
+        return file.read(1) == b"{"
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    number = 0
     with open(path, encoding="utf-8") as file:
-        return file.read(1) == "{"
+        try:
+            for number, line in enumerate(file, start=1):
+                yield number, line
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 beyond line {number}: {error}") from error
+
+
+def _number(given: str | float) -> float:
+    value = float(given)
+    if math.isnan(value):  # has no place in a ranking or in a mean
+        raise ValueError("not a number")
+    return value
 
 
 def _field(text: str) -> str:

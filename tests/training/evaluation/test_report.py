@@ -80,3 +80,11 @@ def test_compare_file_of_another_set_is_refused(judged, tmp_path):
     (tmp_path / "other").write_text("x Q0 a 1 1 t\n")
     with pytest.raises(ValueError, match="none of the judged queries"):
         compare_files(tmp_path / "other", tmp_path / "other", judged.qrels)
+
+
+def test_compare_tells_of_judged_queries_that_a_file_lacks(judged, tmp_path):
+    (tmp_path / "one").write_text("q1 Q0 a 1 1 t\n")
+    (tmp_path / "all").write_text("".join(f"{query} Q0 a 1 1 t\n" for query in judged.qrels))
+    told: list[str] = []
+    compare_files(tmp_path / "all", tmp_path / "one", judged.qrels, tell=told.append)
+    assert told == [f"{tmp_path / 'one'}: lacks 2 of the 3 judged queries, which count as 0"]

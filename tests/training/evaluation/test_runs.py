@@ -28,7 +28,7 @@ def test_run_id_that_the_format_cannot_carry_is_refused(tmp_path, bad):
         write_run({"q": {bad: 1.0}}, tmp_path / "run", tag="eoseek")
 
 
-@pytest.mark.parametrize("line", ["q Q0 d 1 0.5", "q Q0 d 1 high eoseek"])
+@pytest.mark.parametrize("line", ["q Q0 d 1 0.5", "q Q0 d 1 high eoseek", "q Q0 d 1 nan eoseek"])
 def test_run_malformed_line_is_named(tmp_path, line):
     path = tmp_path / "run"
     path.write_text(f"q Q0 d 1 0.5 eoseek\n{line}\n")
@@ -45,9 +45,22 @@ def test_values_written_and_read_back_are_the_same(tmp_path):
     assert not holds_values(path)
 
 
-@pytest.mark.parametrize("line", ["", "[]", '{"query_id": "q"}', '{"query_id": "q", "ndcg@10": null}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "", "[]", '{"query_id": "q"}', '{"query_id": "q", "ndcg@10": null}', '{"query_id": "q", "ndcg@10": NaN}',
+        '{"query_id": "q", "ndcg@10": 1' + "0" * 400 + "}", "[" * 100_000,
+    ],
+)  # fmt: skip
 def test_values_malformed_line_is_named(tmp_path, line):
     path = tmp_path / "values"
     path.write_text(f'{{"query_id": "p", "ndcg@10": 1}}\n{line}\n')
     with pytest.raises(ValueError, match="values:2: not"):
         read_values(path, "ndcg@10")
+
+
+def test_run_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "run").write_bytes(b"\xff\xfe")
+    assert not holds_values(tmp_path / "run")
+    with pytest.raises(ValueError, match="run: not UTF-8 beyond line 0"):
+        read_run(tmp_path / "run")
