@@ -6,6 +6,7 @@ rule counts what it dropped. Memory: the texts, one block of queries against the
 """
 
 import json
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 
 from service.errors import ConfigurationError
 from training.bm25 import Bm25, best, document_texts
-from training.data.formats import DocumentText, Example, read_examples, read_rows
+from training.data.formats import DocumentText, Example, read_document, read_examples, read_rows
+from training.errors import DataError
 from training.evaluation import beir
 from training.search import blocks
 
@@ -49,6 +51,11 @@ class MiningConfig:
             raise ConfigurationError(f"ranks {self.range_min} to {self.range_max} are no window; the first rank is 1")
         if self.num_negatives < 1:
             raise ConfigurationError(f"num_negatives {self.num_negatives} must be at least 1")
+        if self.seed < 0:
+            raise ConfigurationError(f"seed {self.seed} must be at least 0")
+        for margin in (self.absolute_margin, self.relative_margin):
+            if margin is not None and not math.isfinite(margin):
+                raise ConfigurationError(f"margin {margin} must be a finite number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,12 +189,24 @@ def mine(
                 if scores is not None:
                     candidates = rescored(candidates, scores, known[example.query])
                 generator = np.random.default_rng([config.seed, index])
+                candidates = _without_own(example, positions, candidates, report.dropped)
                 taken = select(candidates, known[example.query], config, report.dropped, generator)
                 report.num_queries += 1
                 report.num_negatives += len(taken)
                 report.num_without += not taken
                 yield example, [(corpus[each.document], each) for each in taken], report
             progress(block[-1] + 1, len(examples))
+
+
+def _without_own(
+    example: Example, positions: Mapping[DocumentText, int], candidates: Sequence[Candidate], dropped: Counter[str]
+) -> list[Candidate]:
+    """What the example has as a negative already is not taken once more, and does not take a place."""
+    own = {positions[each] for each in example.negatives if each in positions}
+    fresh = [each for each in candidates if each.document not in own]
+    if len(fresh) < len(candidates):
+        dropped["a negative already"] += len(candidates) - len(fresh)
+    return fresh
 
 
 def known_positions(examples: Iterable[Example], positions: Mapping[DocumentText, int]) -> dict[str, frozenset[int]]:
@@ -292,8 +311,11 @@ def _rule_against(candidate: Candidate, known: frozenset[int], config: MiningCon
 def read_corpus(path: Path) -> list[DocumentText]:
     """Distinct documents of a BEIR folder or of `title`/`text` lines. Raises DataError."""
     if path.is_dir():
-        return list(dict.fromkeys(DocumentText(each.title, each.text) for each in beir.read_corpus(path)))
-    return list(dict.fromkeys(DocumentText(row.get("title") or "", str(row["text"])) for row, _ in read_rows(path)))
+        try:
+            return list(dict.fromkeys(DocumentText(each.title, each.text) for each in beir.read_corpus(path)))
+        except OSError as error:
+            raise DataError(str(error)) from error
+    return list(dict.fromkeys(read_document(row, "text", place) for row, place in read_rows(path)))
 
 
 def mine_file(
@@ -308,9 +330,14 @@ def mine_file(
         corpus: what is searched beside the data's own positives and negatives.
         progress: told queries done and in all.
     Raises:
-        DataError: data that cannot be read.
+        DataError: data that cannot be read, or is empty.
+        ConfigurationError: an output that cannot be written.
     """
+    if output.is_dir() or not output.absolute().parent.is_dir():  # before hours of work
+        raise ConfigurationError(f"{output}: no file can be written there; name one in a folder that is there")
     examples = list(read_examples(data))
+    if not examples:
+        raise DataError(f"{data}: holds no examples")
     own = (document for each in examples for document in (*each.positives, *each.negatives))
     documents = list(dict.fromkeys([*own, *(read_corpus(corpus) if corpus else [])]))
     report = MiningReport()
@@ -328,7 +355,6 @@ def _row(example: Example, mined: Sequence[tuple[DocumentText, Candidate]]) -> d
     row["negatives"] += [
         {**_text(document), "teacher": each.teacher, "rank": each.rank, "score": round(each.score, 5)}
         for document, each in mined
-        if document not in example.negatives
     ]
     if example.source:
         row["source"] = example.source

@@ -81,7 +81,15 @@ def test_known_positions_join_examples_of_one_query() -> None:
 
 
 @pytest.mark.parametrize(
-    "knobs", [{"teachers": ()}, {"range_min": 0}, {"range_min": 9, "range_max": 8}, {"num_negatives": 0}]
+    "knobs",
+    [
+        {"teachers": ()},
+        {"range_min": 0},
+        {"range_min": 9, "range_max": 8},
+        {"num_negatives": 0},
+        {"seed": -1},
+        {"absolute_margin": float("nan")},
+    ],
 )
 def test_mining_config_nonsense_is_refused(knobs: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
@@ -115,3 +123,36 @@ def test_mining_file_is_training_data_with_teacher_rank_and_score(
     assert all(1 <= each["rank"] <= 20 and isinstance(each["score"], float) for each in negatives)
     assert report.dropped["judged positive"] > 0
     assert len(list(read_examples(tmp_path / "mined.jsonl"))) == len(rows)
+
+
+def test_mining_file_counts_only_negatives_that_the_data_had_not(tmp_path: Path) -> None:
+    report = mine_file(
+        write_lines(tmp_path / "toy.jsonl", toy_rows()),
+        tmp_path / "mined.jsonl",
+        MiningConfig(num_negatives=1, range_max=5, **_ANY),
+    )
+    mined = [json.loads(line)["negatives"] for line in (tmp_path / "mined.jsonl").read_text().splitlines()]
+    assert report.num_negatives == sum("teacher" in each for negatives in mined for each in negatives)
+    assert report.dropped["a negative already"] > 0
+    assert all(len({each["text"] for each in negatives}) == len(negatives) for negatives in mined)
+
+
+@pytest.mark.parametrize(
+    ("data", "output", "corpus", "reason"),
+    [
+        ("empty.jsonl", "out.jsonl", None, "holds no examples"),
+        ("toy.jsonl", "no/such/out.jsonl", None, "no file can be written there"),
+        ("toy.jsonl", "folder", None, "no file can be written there"),
+        ("toy.jsonl", "out.jsonl", "bare.jsonl", r"bare\.jsonl:1: `text` must be a string"),
+        ("toy.jsonl", "out.jsonl", "folder", "holds neither corpus"),
+    ],
+)
+def test_mining_file_that_cannot_be_is_named(
+    tmp_path: Path, data: str, output: str, corpus: str | None, reason: str
+) -> None:
+    write_lines(tmp_path / "toy.jsonl", toy_rows())
+    write_lines(tmp_path / "empty.jsonl", [])
+    write_lines(tmp_path / "bare.jsonl", [{"title": "no text"}])
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigurationError, match=reason):
+        mine_file(tmp_path / data, tmp_path / output, MiningConfig(), corpus=corpus and tmp_path / corpus)
