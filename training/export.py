@@ -89,9 +89,9 @@ def _merge_lora(model: PreTrainedModel) -> None:
 def _run_card(config: TrainingConfig, base: Checkpoint, run_dir: Path, folder: Path) -> CheckpointCard:
     record = read_record(run_dir)
     scores = folder / "scores.json"
-    training: dict[str, Any] = {"recipe": record["config"], "data": record["data"], "versions": record["versions"]}
     # where files lay on the machine that trained says nothing to others
-    training["recipe"] = {key: value for key, value in record["config"].items() if key not in ("output", "data_root")}
+    recipe = {key: value for key, value in record["config"].items() if key not in ("output", "data_root")}
+    training: dict[str, Any] = {"recipe": recipe, "data": record["data"], "versions": record["versions"]}
     training["checkpoint"] = json.loads(scores.read_text()) if scores.exists() else {"step": folder.name}
     base_card = _card(base)
     return CheckpointCard(
@@ -125,9 +125,11 @@ def average(tuned: Sequence[Tuned], *, weights: Sequence[float] | None = None) -
     """The weighted mean of several tunings of one base; the first one's contract. Source: arXiv:2203.05482.
 
     Raises:
-        ConfigurationError: their weights differ in name or shape.
+        ConfigurationError: their weights differ in name or shape, or nothing is to be taken of them.
     """
     shares = np.asarray(weights if weights is not None else [1.0] * len(tuned), dtype=np.float64)
+    if not (np.isfinite(shares).all() and shares.sum() > 0):
+        raise ConfigurationError(f"weights {shares.tolist()} must be finite and of a sum above 0")
     shares = shares / shares.sum()
     states = _matching_states(tuned)
     mean = {
@@ -252,8 +254,10 @@ def export_adapter(tuned: Tuned, base: str, path: Path, *, rank: int) -> float:
         raise ConfigurationError(f"{base} has other weights than the tuned model")
     changed = [name for name in after if not torch.equal(before[name], after[name])]
     factors, kept, total = {}, 0.0, 0.0
-    for name in changed:
-        if after[name].ndim == 2 and "embed" not in name:
+    for name in (each for each in changed if after[each].ndim == 2):
+        if "embed" in name:  # has no place in an adapter, and is not kept
+            total += float((after[name] - before[name]).square().sum())
+        else:
             left, values, right = torch.linalg.svd(after[name] - before[name], full_matrices=False)
             root = values[:rank].sqrt()
             factors[name.removesuffix(".weight")] = left[:, :rank] * root, root[:, None] * right[:rank]

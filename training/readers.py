@@ -49,13 +49,16 @@ def foreign_vectors(
     """
     own = [sys.executable] if importlib.util.find_spec("sentence_transformers") else []
     for python in [*pythons, *own]:
-        done = subprocess.run(
-            [python, "-c", _READERS],
-            input=json.dumps({"path": str(path), "texts": list(texts)}),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [python, "-c", _READERS],
+                input=json.dumps({"path": str(path), "texts": list(texts)}),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except OSError as error:
+            raise ConfigurationError(f"--python {python}: {error.strerror}; name an interpreter") from error
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise ConfigurationError(f"{python} could not read {path}: {reason}")

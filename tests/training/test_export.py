@@ -208,3 +208,23 @@ def test_joining_checkpoints_of_different_shape_is_refused(tmp_path: Path, run_d
     other = write_tiny_checkpoint(tmp_path / "other", "gemma")
     with pytest.raises(ConfigurationError, match="only tunings of one base"):
         average([load_tuned_model(run_dir), load_tuned_model(other)])
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [float("nan"), 1.0]])
+def test_average_of_nothing_is_refused(tiny_base: Path, weights: list[float]) -> None:
+    with pytest.raises(ConfigurationError, match="must be finite and of a sum above 0"):
+        average([load_tuned_model(tiny_base)] * 2, weights=weights)
+
+
+def test_verify_interpreter_that_is_not_there_is_named(tmp_path: Path, tiny_base: Path) -> None:
+    export(load_tuned_model(tiny_base), tmp_path / "out")
+    with pytest.raises(ConfigurationError, match="--python /no/python: No such file"):
+        verify(tmp_path / "out", pythons=["/no/python"])
+
+
+def test_adapter_s_share_counts_embeddings_that_it_cannot_hold(tmp_path: Path, run_dir: Path, tiny_base: Path) -> None:
+    tuned = load_tuned_model(run_dir)
+    assert export_adapter(tuned, str(tiny_base), tmp_path / "whole", rank=4) == pytest.approx(1.0, abs=1e-4)
+    with torch.no_grad():
+        tuned.model.get_input_embeddings().weight.add_(1.0)
+    assert export_adapter(tuned, str(tiny_base), tmp_path / "part", rank=4) < 0.1
