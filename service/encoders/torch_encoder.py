@@ -9,6 +9,7 @@ A batch in the background has threads of low priority, so that the system's sche
 query before it: at 5 queries a second beside documents their p95 stayed within 1.1 of an idle machine's (two cores).
 """
 
+import ctypes
 import logging
 import math
 import os
@@ -39,6 +40,8 @@ DELICATE_TOKENS = 4
 CUDA_ROW_TOKENS = 65536
 _MIN_ROW_TOKENS = 256  # of rows beside each other; shorter ones are faster with all threads on one
 _BACKGROUND_NICENESS = 10  # a tenth of a busy core's time: what is in the background goes on, whatever comes before it
+# glibc's names for them are M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX
+_ALLOCATION = {-3: 32 * 2**20, -1: 256 * 2**20, -8: 1}
 _MIN_SELF_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.995}
 
 
@@ -275,6 +278,18 @@ def _give_way() -> None:
         os.nice(_BACKGROUND_NICENESS)  # there of the thread, on other systems of the process
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep up to 256 MiB of what it frees, where the C library is glibc.
+
+    As it comes, glibc gives the pages of most intermediate results back after each operation and asks for them anew in
+    the next: about 80,000 page faults for 1,024 tokens of a 135M model, a tenth of their time on two cores. One arena
+    for all threads, as what one of them frees is of use to the others.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        for parameter, value in _ALLOCATION.items():
+            mallopt(parameter, value)
+
+
 def _rows(order: list[int], lengths: Sequence[int], row_tokens: int) -> Iterator[list[int]]:
     row: list[int] = []
     tokens = 0
@@ -392,6 +407,8 @@ def load_encoder(
     if threads:
         torch.set_num_threads(threads)
     device = choose_device(device)
+    if device == "cpu":
+        keep_freed_memory()
     model = load_model(
         checkpoint, dtype=choose_dtype(dtype, device), device=device, trust_remote_code=trust_remote_code
     )
