@@ -37,7 +37,7 @@ EXPERIMENTS = [
         "slow-connections", connections.slow_connections, {"connections": 400, "seconds": 2.0, "descriptors": 256}
     ),
     Experiment("reindex-killed", suites.reindex_killed),
-    Experiment("mixed-up", mixups.mixed_up),
+    Experiment("mixed-up", mixups.mixed_up, {"ways": "server"}),
     Experiment("disk-full", disks.disk_full, {"size_mib": 160, "documents": 200}),
     Experiment("store-away", away.store_away, {"seconds": 6.0, "threads": 4, "store_timeout_seconds": 2}),
     Experiment("any-call", suites.any_call, {"cases": 130}),

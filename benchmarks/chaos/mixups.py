@@ -16,9 +16,12 @@ _FAMILIES = ("llama", "qwen3")
 _REFUSAL_SECONDS = 60.0
 
 
-def mixed_up(lab: Lab) -> Result:
-    """A store's path, a setting, a backup, a server's collection, weights that were overwritten."""
-    return _Mixups(lab).result()
+_WAYS = "embedded overwritten server"
+
+
+def mixed_up(lab: Lab, *, ways: str = _WAYS) -> Result:
+    """A store's path, a setting, a backup; weights that were overwritten; a server's collection."""
+    return _Mixups(lab).result(ways.split())
 
 
 class _Mixups:
@@ -31,13 +34,16 @@ class _Mixups:
         self._faults: list[str] = []
         self._num_refusals = 0
 
-    def result(self) -> Result:
-        self._embedded()
-        self._overwritten()
-        self._server()
+    def result(self, ways: list[str]) -> Result:
+        done = {
+            "embedded": (self._embedded, "path, environment, restored backup"),
+            "overwritten": (self._overwritten, "weights overwritten under a running service and before a start"),
+            "server": (self._server, "server collection of another model (fake server)"),
+        }
+        for way in ways:
+            done[way][0]()
         return Result(
-            done="path, environment, restored backup, server collection of another model (fake server), weights "
-            "overwritten under a running service and before a start; by search, ingest, create and start",
+            done=f"{', '.join(done[way][1] for way in ways)}; by search, ingest, create and start",
             goals=[
                 Goal(
                     f"{self._num_refusals} refused so; otherwise: {'; '.join(self._faults) or 'none'}",
