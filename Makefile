@@ -136,12 +136,15 @@ $(RUNS)/data/teacher/teacher.json: $(RECIPE) | training-data $(VENV)/stamps/trai
 CONTINUED := --set output=$(RUNS)/continued --set tuning.adapter=$(RUNS)/first --set num_steps=$(if $(SMOKE),2,200) \
   --set optimizer.learning_rate=4e-4 --set 'sets.*.max_examples=$(if $(SMOKE),16,3000)'
 
+# after two steps the base may still be what searches best
+RESULT := $(if $(SMOKE),/checkpoint-2)
+
 train-default: $(VENV)/stamps/train $(RUNS)/data/teacher/teacher.json
 	$(BIN)/eoseek model pull smollm2-135m-instruct
 	$(BIN)/eoseek train $(RECIPE) $(RECIPE_OPTIONS) $(if $(wildcard $(RUNS)/$(NAME)/checkpoint-*),--resume)
-	$(BIN)/eoseek export $(RUNS)/$(NAME) --output $(RUNS)/first --adapter-rank 32 --base smollm2-135m-instruct
+	$(BIN)/eoseek export $(RUNS)/$(NAME)$(RESULT) --output $(RUNS)/first --adapter-rank 32 --base smollm2-135m-instruct
 	$(BIN)/eoseek train $(RECIPE) $(RECIPE_OPTIONS) $(CONTINUED) $(if $(wildcard $(RUNS)/continued/$(NAME)/checkpoint-*),--resume)
-	$(BIN)/eoseek export $(RUNS)/continued/$(NAME) --output $(ADAPTER) --adapter-rank 32 --base smollm2-135m-instruct
+	$(BIN)/eoseek export $(RUNS)/continued/$(NAME)$(RESULT) --output $(ADAPTER) --adapter-rank 32 --base smollm2-135m-instruct
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) .bench *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,9 +1,12 @@
 """The packed forward: all texts of a batch in one row of tokens, without padding outside attention.
 
 A function registered with transformers' attention interface attends within each sequence only, so every family that
-goes through that interface works without model surgery. Inside attention, neighbouring sequences of similar length
-share one call, right-padded just there: a causal call needs no mask for padding on the right. The price: sequences
-should come sorted by length. Families outside the interface take `padded_forward`. Differentiable, so training uses it.
+goes through that interface works without model surgery. Inside attention neighbouring sequences share one call, so they
+should come sorted by length. On a processor those of equal length do: its kernels round differently by the length that
+they see, and so a text's vector is the same bits whatever shares its row, as far as matrix products are, which those of
+oneDNN in bfloat16 are. On a GPU, where a call costs more than padding, those of similar length do, right-padded just
+there: a causal call needs no mask for that. Families outside the interface take `padded_forward`. Differentiable, so
+training uses it.
 
 A sequence may continue from a `Prefix`, keys and values that an earlier row kept: under causal attention they do not
 depend on what follows. The row then holds the rest of the text only; attention puts the prefix before it.
@@ -45,7 +48,7 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Group:
-    """Neighbouring sequences of similar length, and of one prefix if any, that share one attention call."""
+    """Neighbouring sequences of equal or similar length, and of one prefix if any, that share one attention call."""
 
     start: int
     end: int
@@ -108,6 +111,7 @@ class Packing:
         position_offset: int = 0,
         prefixes: Sequence[Prefix | None] | None = None,
         keep: Mapping[int, Prefix] | None = None,
+        is_padded: bool | None = None,
     ) -> "Packing":
         """Plan the row for sequences of these lengths, in this order; each length > 0.
 
@@ -117,11 +121,15 @@ class Packing:
             position_offset: position of a text's first token.
             prefixes: what each sequence continues from; neighbours with the same one share calls.
             keep: by sequence, a prefix without layers that a forward fills from it; for one without a prefix.
+            is_padded: whether similar lengths share a call, not only equal ones; None means on a GPU.
         """
         prefixes = prefixes or [None] * len(lengths)
+        if is_padded is None:
+            is_padded = torch.device(device).type != "cpu"
+        runs = _similar_runs if is_padded else _equal_runs
         groups, start, first = [], 0, 0
         for _, same in itertools.groupby(zip(lengths, prefixes, strict=True), key=lambda each: id(each[1])):
-            for members in _similar_runs([length for length, _ in same]):
+            for members in runs([length for length, _ in same]):
                 groups.append(_group(start, members, prefixes[first], device))
                 start, first = start + sum(members), first + len(members)
         before = [0 if prefix is None else prefix.length for prefix in prefixes]
@@ -142,6 +150,10 @@ class Packing:
         if key not in self.masks:
             self.masks[key] = _mask(self.groups[index], causal, window, self.position_ids_1T.device)
         return self.masks[key]
+
+
+def _equal_runs(lengths: Sequence[int]) -> list[list[int]]:
+    return [list(members) for _, members in itertools.groupby(lengths)]
 
 
 def _similar_runs(lengths: Sequence[int]) -> list[list[int]]:

@@ -6,7 +6,12 @@ from service.encoders.packed import Packing, packed_attention
 
 
 def attend(
-    lengths: list[int], *, causal: bool = True, window: int | None = None, softcap: float | None = None
+    lengths: list[int],
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    is_padded: bool = False,
 ) -> torch.Tensor:
     """Packed attention of random states; two key heads under four query heads."""
     q, k, v = states(sum(lengths))
@@ -16,7 +21,7 @@ def attend(
         k,
         v,
         None,
-        packing=Packing.of(lengths),
+        packing=Packing.of(lengths, is_padded=is_padded),
         is_causal=causal,
         sliding_window=window,
         softcap=softcap,
@@ -47,22 +52,30 @@ def by_definition(lengths: list[int], *, causal: bool, window: int | None, softc
     return output
 
 
+@pytest.mark.parametrize("is_padded", [False, True])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("lengths", [[5], [5, 5, 5], [1, 3, 7], [2, 30, 31, 5]])
 def test_packed_attention_equals_its_definition(
-    lengths: list[int], causal: bool, window: int | None, softcap: float | None
+    lengths: list[int], causal: bool, window: int | None, softcap: float | None, is_padded: bool
 ) -> None:
     expected = by_definition(lengths, causal=causal, window=window, softcap=softcap)
     torch.testing.assert_close(
-        attend(lengths, causal=causal, window=window, softcap=softcap), expected, atol=1e-5, rtol=1e-5
+        attend(lengths, causal=causal, window=window, softcap=softcap, is_padded=is_padded),
+        expected,
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 
 def test_packing_groups_similar_lengths_and_parts_others() -> None:
-    groups = Packing.of([3, 10, 19, 100, 110, 300]).groups
+    groups = Packing.of([3, 10, 19, 100, 110, 300], is_padded=True).groups
     assert [group.lengths for group in groups] == [[3, 10, 19], [100, 110], [300]]
+
+
+def test_packing_on_a_processor_groups_equal_lengths_only() -> None:
+    assert [group.lengths for group in Packing.of([3, 10, 10, 11]).groups] == [[3], [10, 10], [11]]
 
 
 def test_packing_positions_restart_with_each_sequence() -> None:

@@ -221,6 +221,16 @@ def test_encode_bfloat16_stays_near_float32(family: str, tmp_path: Path) -> None
     assert (encoder.encode(token_ids) * reference(family, token_ids)).sum(axis=1).min() > 0.99
 
 
+@pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx512_bf16"), reason="oneDNN's products in bfloat16")
+def test_encode_bfloat16_gives_the_same_bits_alone_and_in_any_batch(tmp_path: Path) -> None:
+    encoder = load_encoder(str(write_tiny_checkpoint(tmp_path, "llama")), dtype="bfloat16")
+    token_ids = random_ids([5, 6, 17, 17, 18, 33, 40, 64, 65, 99], seed=3)
+    together = encoder.encode(token_ids)
+    others = encoder.encode([*random_ids([7, 80, 90], seed=4), *token_ids[::-1]])[3:][::-1]
+    np.testing.assert_array_equal(others, together)
+    np.testing.assert_array_equal(np.concatenate([encoder.encode([ids]) for ids in token_ids]), together)
+
+
 def test_encode_bfloat16_very_short_texts_are_exact(tmp_path: Path) -> None:
     path = str(write_tiny_checkpoint(tmp_path / "llama"))
     exact, rounded = (load_encoder(path, dtype=dtype, device="cpu") for dtype in ("float32", "bfloat16"))
