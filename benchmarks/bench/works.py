@@ -24,7 +24,7 @@ EMBEDDINGS = "/v1/embeddings"
 Result = dict[str, float | list[float]]
 
 OURS = Spec("eoseek", "eoseek")
-VLLM = Spec("vllm", "vllm")
+VLLM = Spec("vllm", "vllm", "bfloat16")
 INFINITY, INFINITY_HALF = Spec("infinity", "infinity"), Spec("infinity bfloat16", "infinity", "bfloat16")
 THEIRS = Spec("sentence-transformers", "sentence-transformers")
 THEIRS_HALF = Spec("sentence-transformers bfloat16", "sentence-transformers", "bfloat16")
