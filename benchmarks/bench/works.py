@@ -170,7 +170,8 @@ def long_documents(bench: Bench, engine: Offline, number: int) -> Result:
     encoded = [engine.encode([text]) for text in sent]
     result = _documents(bench, "long", texts, sum(sum(each.seconds) for each in encoded))
     for text, each in zip(texts, encoded, strict=True):
-        result[f"MiB at {bench.num_tokens([text])} tokens"] = (each.peak_bytes - each.memory_bytes) / 2**20
+        # to the thousand, so that the rounds' texts, some tokens longer or shorter, are the same line
+        result[f"MiB at {round(bench.num_tokens([text]), -3)} tokens"] = (each.peak_bytes - each.memory_bytes) / 2**20
     return result | bench.lowest_cosine(prompts, np.concatenate([each.embeddings for each in encoded]))
 
 
