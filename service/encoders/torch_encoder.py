@@ -27,6 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from service.encoders.base import Embeddings, Pooling, PrefixFigures, TokenIds
 from service.encoders.checkpoint import T5_FAMILIES, Checkpoint, load_served, weight_files
+from service.encoders.fused import FusedDecoder
 from service.encoders.packed import Prefix, enable_packing, keep_norms_in_float32, packed_forward, padded_forward
 from service.encoders.pooling import pool
 from service.encoders.prefixes import MIN_TOKENS, PrefixCache
@@ -35,10 +36,10 @@ from service.errors import ConfigurationError, EncoderError
 
 log = logging.getLogger(__name__)
 
-CPU_ROW_TOKENS = 1024
+CPU_ROW_TOKENS = 512
 DELICATE_TOKENS = 4
 CUDA_ROW_TOKENS = 65536
-_MIN_ROW_TOKENS = 256  # of rows beside each other; shorter ones are faster with all threads on one
+_MIN_ROW_TOKENS = 128  # of rows beside each other; shorter ones are faster with all threads on one
 _BACKGROUND_NICENESS = 10  # a tenth of a busy core's time: what is in the background goes on, whatever comes before it
 # glibc's names for them are M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX
 _ALLOCATION = {-3: 32 * 2**20, -1: 256 * 2**20, -8: 1}
@@ -89,6 +90,7 @@ class TorchEncoder:
         self._dimension = dimension
         self._row_tokens = row_tokens
         self._forward = packed_forward if enable_packing(model) else padded_forward
+        self._fused = FusedDecoder.of(model) if pooling == "last_token" else None
         is_kept = prefix_cache_tokens >= MIN_TOKENS and pooling == "last_token" and self._forward is packed_forward
         self._prefixes = PrefixCache(prefix_cache_tokens) if is_kept and _can_continue(model) else None
         self._num_threads = torch.get_num_threads() if model.device.type == "cpu" else 1
@@ -198,8 +200,12 @@ class TorchEncoder:
             options["keep"] = kept
         try:
             with torch.inference_mode():
-                hidden_TD = self._forward(self._model, rests, is_widened=is_widened, **options)
-                embeddings = pool(hidden_TD, [len(ids) for ids in rests], self._pooling).cpu().numpy()
+                if self._fused is not None and not is_widened:
+                    last_ND = self._fused(rests, **options)
+                    embeddings = pool(last_ND, [1] * len(rests), "last_token").numpy()
+                else:
+                    hidden_TD = self._forward(self._model, rests, is_widened=is_widened, **options)
+                    embeddings = pool(hidden_TD, [len(ids) for ids in rests], self._pooling).cpu().numpy()
             for index, prefix in kept.items():
                 # states that are no numbers would spoil every text after this one
                 if self._prefixes is not None and np.isfinite(embeddings[index]).all():
@@ -219,8 +225,8 @@ class TorchEncoder:
     def check(self, token_ids: list[list[int]]) -> None:
         """Contract check: one text alone, through the model's own attention == in a batch == from the prefix cache.
 
-        A family for which packing is wrong falls back to padding, one that cannot continue from a prefix to whole
-        texts, each with a warning.
+        A family for which the fused layers are wrong falls back to transformers' own, one for which packing is to
+        padding, one that cannot continue from a prefix to whole texts, each with a warning.
 
         Args:
             token_ids: probe texts of different lengths.
@@ -233,23 +239,30 @@ class TorchEncoder:
             self._prefixes = PrefixCache(prefixes.max_tokens)  # without what the check kept
 
     def _check_packing(self, token_ids: list[list[int]]) -> None:
+        family = self._model.config.model_type
+        fused, self._fused = self._fused, None
+        forward = self._forward
         packed = self.encode(token_ids)
-        if self._forward is packed_forward:
+        if forward is packed_forward:
             self._model.set_attn_implementation("sdpa" if self._model._supports_sdpa else "eager")
-        self._forward, forward = padded_forward, self._forward
+        self._forward = padded_forward
         single = np.concatenate([self.encode([ids]) for ids in token_ids])
         if self._agree(packed, single):
             self._forward = forward
             if forward is packed_forward:
                 enable_packing(self._model)
+            self._fused = fused
+            if fused is not None and not self._agree(self.encode(token_ids), single):
+                log.warning("%s: the fused layers change its vectors, so it is encoded by transformers' own", family)
+                self._fused = None
             return
         if forward is packed_forward and self._agree(self.encode(token_ids), single):
-            log.warning("%s: packing changes its vectors, so batches are padded", self._model.config.model_type)
+            log.warning("%s: packing changes its vectors, so batches are padded", family)
             return
         worst = float((packed * single).sum(axis=1).min())
         raise ConfigurationError(
             f"contract check: a text's vector depends on its batch (cosine {worst:.5f}); "
-            f"the family {self._model.config.model_type} is not supported"
+            f"the family {family} is not supported"
         )
 
     def _check_prefixes(self, token_ids: list[list[int]], prefixes: PrefixCache) -> bool:

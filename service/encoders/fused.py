@@ -1,0 +1,205 @@
+"""The layers of a decoder with few passes over memory: weights packed once, norms, rotation and gate in one pass each.
+
+What transformers runs between two products of a layer are some forty operations that each read and write the whole row;
+on a processor with fast bfloat16 products they took a third of the time of 1,024 tokens and more than half of that of
+12. Here they are three functions of `kernels.c`, built when the package is installed, where there is a compiler. Query,
+key and value are one product, gate and up another, and oneDNN takes weights as it packed them at load, instead of
+packing them in each call; so they are in memory twice. Behind the last attention only the last token of each text goes
+on, whose state is the embedding.
+
+For the families below, in bfloat16, on processors; `TorchEncoder` compares it with transformers' own forward at load,
+and runs that for everything else. Numbers are as in `packed_forward`: products in bfloat16, the residual stream, norms,
+rotation and gate in float32. Products have at least `MIN_ROWS` rows, of filler where need be: oneDNN takes another
+kernel for fewer, which rounds otherwise, and a text's vector would depend on how much comes with it.
+
+Shapes: T tokens of the row, D hidden size, N texts, H heads.
+"""
+
+import ctypes
+import functools
+import importlib.util
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from service.encoders.packed import Packing, Prefix, packed_attention
+
+log = logging.getLogger(__name__)
+
+# on AVX512-BF16 with AMX, for one thread or two: the same bits for 37 to 256 rows, and for one thread up to 512
+MIN_ROWS = 40
+_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
+_POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+_ARGUMENTS = {
+    "eoseek_add_norm": [_POINTER, _POINTER, _POINTER, _FLOAT, _POINTER, _LONG, _LONG],
+    "eoseek_rotate": [_POINTER, _POINTER, _POINTER, _POINTER, _FLOAT, _LONG, _LONG, _LONG, _LONG],
+    "eoseek_gate": [_POINTER, _POINTER, _LONG, _LONG],
+}
+
+
+@functools.cache
+def load_kernels() -> ctypes.CDLL | None:
+    """The functions of `kernels.c`; None where they were not built."""
+    found = importlib.util.find_spec("service.encoders._kernels")
+    if found is None or found.origin is None:
+        return None
+    try:
+        kernels = ctypes.CDLL(found.origin)
+    except OSError as error:  # built for another machine
+        log.warning("the kernels %s cannot be loaded, so encoding is slower: %s", found.origin, error)
+        return None
+    for name, arguments in _ARGUMENTS.items():
+        function = getattr(kernels, name)
+        function.argtypes, function.restype = arguments, None
+    return kernels
+
+
+class _Product:
+    """Linear layers on the same input as one, with weights as oneDNN packs them."""
+
+    def __init__(self, *layers: nn.Linear) -> None:
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        self._bias = torch.cat(biases) if biases else None
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x_TD, self._packed, self._bias, "none", [], "")
+        return product
+
+
+class _Layer:
+    def __init__(self, layer: nn.Module) -> None:
+        attention: Any = layer.self_attn
+        mlp: Any = layer.mlp
+        self.attention: nn.Module = attention
+        self.scaling: float = attention.scaling
+        self.attention_norm = _norm_weight(layer.input_layernorm)
+        self.mlp_norm = _norm_weight(layer.post_attention_layernorm)
+        self.query_norm, self.key_norm = (_norm_weight(getattr(attention, name, None)) for name in ("q_norm", "k_norm"))
+        self.qkv = _Product(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out = _Product(attention.o_proj)
+        self.gate_up = _Product(mlp.gate_proj, mlp.up_proj)
+        self.down = _Product(mlp.down_proj)
+
+
+class FusedDecoder:
+    """The forward of a decoder with RMS norms, rotary positions and a SiLU gate, from token ids to last states."""
+
+    def __init__(self, model: PreTrainedModel, kernels: ctypes.CDLL) -> None:
+        """Pack the weights of a model for which `of` gives one."""
+        config: Any = model.config
+        self._model: Any = model
+        self._kernels = kernels
+        self._heads: int = config.num_attention_heads
+        self._key_heads: int = config.num_key_value_heads
+        self._head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._gate_size: int = config.intermediate_size
+        self._eps: float = config.rms_norm_eps
+        with torch.inference_mode():
+            self._layers = [_Layer(layer) for layer in self._model.layers]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "FusedDecoder | None":
+        """The fused form of a model, None where there is none for its family, number format or machine."""
+        config: Any = model.config
+        is_supported = (
+            config.model_type in _FAMILIES
+            and config.hidden_act == "silu"
+            and not getattr(config, "sliding_window", None)
+            and model.dtype == torch.bfloat16
+            and model.device.type == "cpu"
+            and torch.backends.mkldnn.is_available()
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
+        kernels = load_kernels() if is_supported else None
+        return None if kernels is None else cls(model, kernels)
+
+    def __call__(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        *,
+        prefixes: Sequence[Prefix | None] | None = None,
+        keep: Mapping[int, Prefix] | None = None,
+    ) -> Tensor:
+        """State of each text's last token.
+
+        Args:
+            token_ids: non-empty sequences, without their prefix; sorted by length they cost least.
+            prefixes: as in `Packing.of`.
+            keep: as in `Packing.of`.
+        Returns:
+            (N, D) in float32, in order.
+        """
+        num_texts = len(token_ids)
+        if (num_missing := MIN_ROWS - sum(map(len, token_ids))) > 0:
+            token_ids = [*token_ids, token_ids[-1][:1] * num_missing]
+            prefixes = prefixes and [*prefixes, None]
+        lengths = [len(ids) for ids in token_ids]
+        packing = Packing.of(lengths, prefixes=prefixes, keep=keep)
+        row_T = torch.tensor([i for ids in token_ids for i in ids])
+        ends_N = torch.tensor(lengths[:num_texts]).cumsum(0) - 1
+        stream_TD: Tensor = self._model.embed_tokens(row_T).float()
+        angles = self._model.rotary_emb(stream_TD, packing.position_ids_1T)
+        # both halves of a head turn by the same angles
+        cosine, sine = (each[0, :, : self._head_size // 2].float().contiguous() for each in angles)
+        change: Tensor | None = None
+        for layer in self._layers:
+            qkv = layer.qkv(self._add_norm(stream_TD, change, layer.attention_norm))
+            self._rotate(qkv, cosine, sine, layer)
+            heads_1HTD = qkv.view(len(row_T), -1, self._head_size).transpose(0, 1).unsqueeze(0)
+            query, key, value = heads_1HTD.split([self._heads, self._key_heads, self._key_heads], dim=1)
+            attended, _ = packed_attention(
+                layer.attention, query, key, value, None, packing=packing, scaling=layer.scaling, is_causal=True
+            )
+            attended_TD = attended.reshape(len(row_T), -1)
+            if layer is self._layers[-1]:
+                ends_N = torch.cat([ends_N, ends_N[-1].repeat(max(0, MIN_ROWS - num_texts))])
+                stream_TD, attended_TD = stream_TD[ends_N], attended_TD[ends_N]
+            gate_up = layer.gate_up(self._add_norm(stream_TD, layer.out(attended_TD), layer.mlp_norm))
+            change = layer.down(self._gate(gate_up))
+        assert change is not None, "a decoder has layers"
+        last_ND: Tensor = self._model.norm((stream_TD + change)[:num_texts])
+        return last_ND
+
+    def _add_norm(self, stream_TD: Tensor, change_TD: Tensor | None, weight_D: Tensor) -> Tensor:
+        """Adds the change to the stream, in place, and gives its norm."""
+        normed_TD = torch.empty_like(stream_TD, dtype=torch.bfloat16)
+        self._kernels.eoseek_add_norm(
+            stream_TD.data_ptr(),
+            None if change_TD is None else change_TD.data_ptr(),
+            weight_D.data_ptr(),
+            self._eps,
+            normed_TD.data_ptr(),
+            *stream_TD.shape,
+        )
+        return normed_TD
+
+    def _rotate(self, qkv: Tensor, cosine: Tensor, sine: Tensor, layer: _Layer) -> None:
+        """Normalise, where the family does, and rotate the heads of queries and keys, in place."""
+        rows, stride = qkv.shape
+        angles = (cosine.data_ptr(), sine.data_ptr())
+        half = self._head_size // 2
+        if layer.query_norm is None or layer.key_norm is None:
+            num_heads = self._heads + self._key_heads
+            self._kernels.eoseek_rotate(qkv.data_ptr(), *angles, None, 0.0, rows, stride, num_heads, half)
+            return
+        after_query = qkv.data_ptr() + self._heads * self._head_size * qkv.element_size()
+        for start, weight, num_heads in (
+            (qkv.data_ptr(), layer.query_norm, self._heads),
+            (after_query, layer.key_norm, self._key_heads),
+        ):
+            self._kernels.eoseek_rotate(start, *angles, weight.data_ptr(), self._eps, rows, stride, num_heads, half)
+
+    def _gate(self, gate_up: Tensor) -> Tensor:
+        gated = gate_up.new_empty(len(gate_up), self._gate_size)
+        self._kernels.eoseek_gate(gate_up.data_ptr(), gated.data_ptr(), *gated.shape)
+        return gated
+
+
+def _norm_weight(norm: Any) -> Any:
+    return None if norm is None else norm.weight.detach().float().contiguous()
