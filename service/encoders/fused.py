@@ -97,11 +97,12 @@ class FusedDecoder:
         self._kernels = kernels
         self._heads: int = config.num_attention_heads
         self._key_heads: int = config.num_key_value_heads
+        self._ends_of_heads = (self._heads, self._heads + self._key_heads)
         self._head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._gate_size: int = config.intermediate_size
         self._eps: float = config.rms_norm_eps
         with torch.inference_mode():
-            self._layers = [_Layer(layer) for layer in self._model.layers]
+            self._layers = [_Layer(layer) for layer in model.get_submodule("layers").children()]
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "FusedDecoder | None":
@@ -113,7 +114,7 @@ class FusedDecoder:
             and not getattr(config, "sliding_window", None)
             and model.dtype == torch.bfloat16
             and model.device.type == "cpu"
-            and torch.backends.mkldnn.is_available()
+            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
             and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         )
         kernels = load_kernels() if is_supported else None
@@ -137,7 +138,7 @@ class FusedDecoder:
         """
         num_texts = len(token_ids)
         if (num_missing := MIN_ROWS - sum(map(len, token_ids))) > 0:
-            token_ids = [*token_ids, token_ids[-1][:1] * num_missing]
+            token_ids = [*token_ids, [token_ids[-1][0]] * num_missing]
             prefixes = prefixes and [*prefixes, None]
         lengths = [len(ids) for ids in token_ids]
         packing = Packing.of(lengths, prefixes=prefixes, keep=keep)
@@ -152,7 +153,7 @@ class FusedDecoder:
             qkv = layer.qkv(self._add_norm(stream_TD, change, layer.attention_norm))
             self._rotate(qkv, cosine, sine, layer)
             heads_1HTD = qkv.view(len(row_T), -1, self._head_size).transpose(0, 1).unsqueeze(0)
-            query, key, value = heads_1HTD.split([self._heads, self._key_heads, self._key_heads], dim=1)
+            query, key, value = heads_1HTD.tensor_split(self._ends_of_heads, dim=1)
             attended, _ = packed_attention(
                 layer.attention, query, key, value, None, packing=packing, scaling=layer.scaling, is_causal=True
             )
