@@ -12,6 +12,7 @@ WORKDIR /app
 # the dependencies are a layer of their own: a change of the code alone does not install them again
 COPY --chown=eoseek Makefile pyproject.toml constraints.txt README.md LICENSE ./
 COPY --chown=eoseek service/__init__.py service/
+COPY --chown=eoseek service/encoders/kernels.c service/encoders/
 COPY --chown=eoseek training/__init__.py training/
 COPY --chown=eoseek eoseek/__init__.py eoseek/
 RUN make install

@@ -50,7 +50,7 @@ $(VENV)/stamps/venv:
 	@$(BIN)/python -m pip --version >/dev/null
 	@mkdir -p $(@D) && touch $@
 
-$(VENV)/stamps/base: $(VENV)/stamps/venv pyproject.toml constraints.txt
+$(VENV)/stamps/base: $(VENV)/stamps/venv pyproject.toml constraints.txt service/encoders/kernels.c
 	$(PIP) -c constraints.txt -e .
 	@touch $@
 

@@ -50,6 +50,9 @@ _LATE = "the deadline passes before the texts are encoded; allow more time or se
 # have the encoder work on texts that time out under its hands, and next to nothing would be answered
 _MAX_WAIT_SHARE = 0.8
 _NUM_AHEAD = 1  # a batch beside those that run, so that the encoder never waits for us
+# of a query batch's time, that the next one waits for those who were just answered to ask again: clients that ask one
+# query after the other would else form two groups that take turns, each of which waits for the other's batch
+_COMPANY_SHARE = 0.1
 # of a document batch and the one ahead of it, where no query waits for them: longer ones are hardly faster
 _BACKGROUND_TARGET_SECONDS = 2.0
 
@@ -121,6 +124,8 @@ class _Track:
     in_flight: dict[asyncio.Task[None], Plan[BatcherRequest]] = field(default_factory=dict)
     document_served: float = float("-inf")
     last_finished: float = float("-inf")
+    company: int = 0  # requests that the next query batch may have, if those just answered come again
+    company_until: float = float("-inf")
 
     def in_flight_tokens(self) -> int:
         return sum(plan.num_tokens for plan in self.in_flight.values())
@@ -139,7 +144,15 @@ class _Track:
             num_parallel=self.num_parallel(),
             num_in_flight=len(self.in_flight),
         )
-        return plan_batch({name: lane.requests for name, lane in self.lanes.items()}, self.limits, situation)
+        plan = plan_batch({name: lane.requests for name, lane in self.lanes.items()}, self.limits, situation)
+        if plan is None or plan.lane == "document" or plan.is_full or now >= self.company_until:
+            return plan
+        return plan if len(self.lanes["query"].requests) >= self.company else None
+
+    def expect_company(self, plan: Plan[BatcherRequest], finished: float, seconds: float) -> None:
+        """A batch of queries that took so long ends now."""
+        self.company = len(plan.slices) + len(self.lanes["query"].requests)
+        self.company_until = finished + _COMPANY_SHARE * seconds
 
 
 class Batcher:
@@ -391,6 +404,12 @@ class Batcher:
     def _on_executed(self, track: _Track, task: asyncio.Task[None]) -> None:
         if track.in_flight.pop(task).lane == "document":
             track.document_served = self._clock()
+        if (seconds := track.company_until - self._clock()) > 0:
+            asyncio.get_running_loop().call_later(seconds, self._stop_waiting, track)
+        self._schedule_pump()
+
+    def _stop_waiting(self, track: _Track) -> None:
+        track.company_until = float("-inf")
         self._schedule_pump()
 
     async def _execute(self, plan: Plan[BatcherRequest], track: _Track, *, is_ahead: bool) -> None:
@@ -419,6 +438,8 @@ class Batcher:
         busy_seconds = finished - max(sent, track.last_finished)
         self._lanes[plan.lane].speed.observe(plan.num_tokens, busy_seconds)
         self._metrics.observe_batch(plan.lane, tokens=plan.num_tokens, texts=plan.num_texts, seconds=busy_seconds)
+        if plan.lane == "query":
+            track.expect_company(plan, finished, busy_seconds)
         started = max(sent, track.last_finished) if is_ahead else sent  # one ahead waits for one before it
         row = 0
         for each in plan.slices:

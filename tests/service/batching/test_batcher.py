@@ -617,3 +617,61 @@ def test_batcher_before_start_is_not_ready():
             await Bench().batcher.submit([[1]], lane="query")
 
     asyncio.run(test())
+
+
+@bench_test()
+async def test_batcher_waits_a_tenth_of_a_batch_for_clients_that_come_again(bench):
+    first = [bench.submit([each]) for each in (1, 2)]
+    batch = await bench.batch()
+    late = bench.submit([3])
+    await bench.settle()
+    bench.clock.now += 10
+    batch.release()
+    await asyncio.gather(*first)
+
+    again = bench.submit([1])
+    await bench.settle()
+    assert bench.encoder.waiting.empty()  # one of the two is missing
+    another = bench.submit([2])
+    batch = await bench.batch()
+    assert batch.token_ids == [[3], [1], [2]]
+    batch.release()
+    await asyncio.gather(late, again, another)
+
+
+@bench_test()
+async def test_batcher_waits_no_longer_for_clients_that_do_not_come_again(bench):
+    first = [bench.submit([each]) for each in (1, 2)]
+    batch = await bench.batch()
+    bench.clock.now += 0.2
+    batch.release()
+    await asyncio.gather(*first)
+
+    again = bench.submit([1])
+    await bench.settle()
+    assert bench.encoder.waiting.empty()
+    batch = await bench.batch()  # by the event loop's timer, of a tenth of 0.2 s
+    assert batch.token_ids == [[1]]
+    batch.release()
+    await again
+    bench.clock.now += 1
+    alone = bench.submit([5])  # nobody is expected any more
+    (await bench.batch()).release()
+    await alone
+
+
+@bench_test(max_batch_tokens=4)
+async def test_batcher_a_full_batch_of_queries_waits_for_nobody(bench):
+    first = [bench.submit([each]) for each in (1, 2, 3)]
+    batch = await bench.batch()
+    bench.clock.now += 10
+    batch.release()
+    await asyncio.gather(*first)
+
+    large = bench.submit([4, 4], [5, 5, 5])
+    batch = await bench.batch()
+    assert batch.token_ids == [[4, 4]]
+    batch.release()
+    bench.clock.now += 10
+    (await bench.batch()).release()
+    await large
