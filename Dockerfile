@@ -9,7 +9,7 @@ RUN useradd --create-home --uid 10001 eoseek && install -d -o eoseek /app /data 
 USER eoseek
 WORKDIR /app
 
-# the dependencies are a layer of their own: a change of the code alone does not install them again
+# the dependencies are a layer of their own: a change of the code, but of its part in C, does not install them again
 COPY --chown=eoseek Makefile pyproject.toml constraints.txt README.md LICENSE ./
 COPY --chown=eoseek service/__init__.py service/
 COPY --chown=eoseek service/encoders/kernels.c service/encoders/

@@ -52,7 +52,7 @@ _MAX_WAIT_SHARE = 0.8
 _NUM_AHEAD = 1  # a batch beside those that run, so that the encoder never waits for us
 # of a query batch's time, that the next one waits for those who were just answered to ask again: clients that ask one
 # query after the other would else form two groups that take turns, each of which waits for the other's batch
-_COMPANY_SHARE = 0.1
+_COMPANY_SHARE, _MAX_COMPANY_SECONDS = 0.1, 0.05
 # of a document batch and the one ahead of it, where no query waits for them: longer ones are hardly faster
 _BACKGROUND_TARGET_SECONDS = 2.0
 
@@ -113,6 +113,14 @@ class _Lane:
             self.num_tokens -= request.waiting_tokens
 
 
+@dataclass(frozen=True)
+class _Company:
+    """How many requests the next batch of queries has, if those just answered come again, and who ends the wait."""
+
+    num_requests: int
+    timer: asyncio.TimerHandle
+
+
 @dataclass(eq=False, kw_only=True)
 class _Track:
     """Lanes that take turns at the encoder."""
@@ -124,8 +132,7 @@ class _Track:
     in_flight: dict[asyncio.Task[None], Plan[BatcherRequest]] = field(default_factory=dict)
     document_served: float = float("-inf")
     last_finished: float = float("-inf")
-    company: int = 0  # requests that the next query batch may have, if those just answered come again
-    company_until: float = float("-inf")
+    company: "_Company | None" = None
 
     def in_flight_tokens(self) -> int:
         return sum(plan.num_tokens for plan in self.in_flight.values())
@@ -145,14 +152,26 @@ class _Track:
             num_in_flight=len(self.in_flight),
         )
         plan = plan_batch({name: lane.requests for name, lane in self.lanes.items()}, self.limits, situation)
-        if plan is None or plan.lane == "document" or plan.is_full or now >= self.company_until:
+        if plan is None or plan.lane == "document" or plan.is_full or self.company is None:
             return plan
-        return plan if len(self.lanes["query"].requests) >= self.company else None
+        is_alone = all(not lane.requests for name, lane in self.lanes.items() if name != "query")
+        is_waiting = is_alone and not self.in_flight and len(self.lanes["query"].requests) < self.company.num_requests
+        return None if is_waiting else plan
 
-    def expect_company(self, plan: Plan[BatcherRequest], finished: float, seconds: float) -> None:
-        """A batch of queries that took so long ends now."""
-        self.company = len(plan.slices) + len(self.lanes["query"].requests)
-        self.company_until = finished + _COMPANY_SHARE * seconds
+    def expect_company(self, plan: Plan[BatcherRequest], seconds: float, stop: Callable[[], None]) -> None:
+        """Those whom a batch of queries answers may come again; `stop` ends the wait for them."""
+        self.forget_company()
+        num_answered = sum(each.stop == len(each.request.lengths) for each in plan.slices)
+        if num_answered and self.num_parallel() == 1:
+            seconds = min(_COMPANY_SHARE * seconds, _MAX_COMPANY_SECONDS)
+            timer = asyncio.get_running_loop().call_later(seconds, stop)
+            self.company = _Company(num_answered + len(self.lanes["query"].requests), timer)
+
+    def forget_company(self) -> None:
+        """Wait no longer."""
+        if self.company is not None:
+            self.company.timer.cancel()
+            self.company = None
 
 
 class Batcher:
@@ -216,6 +235,8 @@ class Batcher:
     async def stop(self, drain_seconds: float) -> None:
         """Accept no more, wait for what was admitted, then fail the rest with NotReadyError."""
         self._is_accepting = False
+        for track in set(self._tracks.values()):
+            self._stop_waiting(track)
         if self._requests:
             await asyncio.wait([request.future for request in self._requests], timeout=drain_seconds)
         for request in list(self._requests):
@@ -404,12 +425,10 @@ class Batcher:
     def _on_executed(self, track: _Track, task: asyncio.Task[None]) -> None:
         if track.in_flight.pop(task).lane == "document":
             track.document_served = self._clock()
-        if (seconds := track.company_until - self._clock()) > 0:
-            asyncio.get_running_loop().call_later(seconds, self._stop_waiting, track)
         self._schedule_pump()
 
     def _stop_waiting(self, track: _Track) -> None:
-        track.company_until = float("-inf")
+        track.forget_company()
         self._schedule_pump()
 
     async def _execute(self, plan: Plan[BatcherRequest], track: _Track, *, is_ahead: bool) -> None:
@@ -438,8 +457,8 @@ class Batcher:
         busy_seconds = finished - max(sent, track.last_finished)
         self._lanes[plan.lane].speed.observe(plan.num_tokens, busy_seconds)
         self._metrics.observe_batch(plan.lane, tokens=plan.num_tokens, texts=plan.num_texts, seconds=busy_seconds)
-        if plan.lane == "query":
-            track.expect_company(plan, finished, busy_seconds)
+        if plan.lane == "query" and self._is_accepting:
+            track.expect_company(plan, busy_seconds, partial(self._stop_waiting, track))
         started = max(sent, track.last_finished) if is_ahead else sent  # one ahead waits for one before it
         row = 0
         for each in plan.slices:

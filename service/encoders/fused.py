@@ -10,15 +10,16 @@ on, whose state is the embedding.
 For the families below, in bfloat16, on processors; `TorchEncoder` compares it with transformers' own forward at load,
 and runs that for everything else. Numbers are as in `packed_forward`: products in bfloat16, the residual stream, norms,
 rotation and gate in float32. Products have at least `MIN_ROWS` rows, of filler where need be: oneDNN takes another
-kernel for fewer, which rounds otherwise, and a text's vector would depend on how much comes with it.
+kernel for fewer, which rounds otherwise, and a query's vector would depend on how many come with it.
 
-Shapes: T tokens of the row, D hidden size, N texts, H heads.
+Shapes: T tokens of the row, D hidden size or what a product makes of it, N texts, H heads.
 """
 
 import ctypes
 import functools
 import importlib.util
 import logging
+import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,8 +31,9 @@ from service.encoders.packed import Packing, Prefix, packed_attention
 
 log = logging.getLogger(__name__)
 
-# on AVX512-BF16 with AMX, for one thread or two: the same bits for 37 to 256 rows, and for one thread up to 512
+# measured on two cores with AMX: the same bits for 37 to 256 rows of two threads, and for 37 to 570 of one
 MIN_ROWS = 40
+_VERSION = 1  # of the arguments below, as in kernels.c
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _ARGUMENTS = {
@@ -46,11 +48,16 @@ def load_kernels() -> ctypes.CDLL | None:
     """The functions of `kernels.c`; None where they were not built."""
     found = importlib.util.find_spec("service.encoders._kernels")
     if found is None or found.origin is None:
+        log.info("installed without a C compiler, so encoding is slower: see Needs in README")
         return None
     try:
         kernels = ctypes.CDLL(found.origin)
-    except OSError as error:  # built for another machine
+        version = ctypes.c_int.in_dll(kernels, "eoseek_kernels_version").value
+    except (OSError, ValueError) as error:  # built for another machine, or no such name in it
         log.warning("the kernels %s cannot be loaded, so encoding is slower: %s", found.origin, error)
+        return None
+    if version != _VERSION:
+        log.warning("the kernels %s are of another version, so encoding is slower: install again", found.origin)
         return None
     for name, arguments in _ARGUMENTS.items():
         function = getattr(kernels, name)
@@ -107,17 +114,7 @@ class FusedDecoder:
     @classmethod
     def of(cls, model: PreTrainedModel) -> "FusedDecoder | None":
         """The fused form of a model, None where there is none for its family, number format or machine."""
-        config: Any = model.config
-        is_supported = (
-            config.model_type in _FAMILIES
-            and config.hidden_act == "silu"
-            and not getattr(config, "sliding_window", None)
-            and model.dtype == torch.bfloat16
-            and model.device.type == "cpu"
-            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        )
-        kernels = load_kernels() if is_supported else None
+        kernels = load_kernels() if _is_supported(model) and _has_products() else None
         return None if kernels is None else cls(model, kernels)
 
     def __call__(
@@ -147,12 +144,12 @@ class FusedDecoder:
         stream_TD: Tensor = self._model.embed_tokens(row_T).float()
         angles = self._model.rotary_emb(stream_TD, packing.position_ids_1T)
         # both halves of a head turn by the same angles
-        cosine, sine = (each[0, :, : self._head_size // 2].float().contiguous() for each in angles)
-        change: Tensor | None = None
+        cosine_TD, sine_TD = (each[0, :, : self._head_size // 2].float().contiguous() for each in angles)
+        change_TD: Tensor | None = None
         for layer in self._layers:
-            qkv = layer.qkv(self._add_norm(stream_TD, change, layer.attention_norm))
-            self._rotate(qkv, cosine, sine, layer)
-            heads_1HTD = qkv.view(len(row_T), -1, self._head_size).transpose(0, 1).unsqueeze(0)
+            qkv_TD = layer.qkv(self._add_norm(stream_TD, change_TD, layer.attention_norm))
+            self._rotate(qkv_TD, cosine_TD, sine_TD, layer)
+            heads_1HTD = qkv_TD.view(len(row_T), -1, self._head_size).transpose(0, 1).unsqueeze(0)
             query, key, value = heads_1HTD.tensor_split(self._ends_of_heads, dim=1)
             attended, _ = packed_attention(
                 layer.attention, query, key, value, None, packing=packing, scaling=layer.scaling, is_causal=True
@@ -161,10 +158,10 @@ class FusedDecoder:
             if layer is self._layers[-1]:
                 ends_N = torch.cat([ends_N, ends_N[-1].repeat(max(0, MIN_ROWS - num_texts))])
                 stream_TD, attended_TD = stream_TD[ends_N], attended_TD[ends_N]
-            gate_up = layer.gate_up(self._add_norm(stream_TD, layer.out(attended_TD), layer.mlp_norm))
-            change = layer.down(self._gate(gate_up))
-        assert change is not None, "a decoder has layers"
-        last_ND: Tensor = self._model.norm((stream_TD + change)[:num_texts])
+            gate_up_TD = layer.gate_up(self._add_norm(stream_TD, layer.out(attended_TD), layer.mlp_norm))
+            change_TD = layer.down(self._gate(gate_up_TD))
+        assert change_TD is not None, "a decoder has layers"
+        last_ND: Tensor = self._model.norm((stream_TD + change_TD)[:num_texts])
         return last_ND
 
     def _add_norm(self, stream_TD: Tensor, change_TD: Tensor | None, weight_D: Tensor) -> Tensor:
@@ -180,26 +177,51 @@ class FusedDecoder:
         )
         return normed_TD
 
-    def _rotate(self, qkv: Tensor, cosine: Tensor, sine: Tensor, layer: _Layer) -> None:
+    def _rotate(self, qkv_TD: Tensor, cosine_TD: Tensor, sine_TD: Tensor, layer: _Layer) -> None:
         """Normalise, where the family does, and rotate the heads of queries and keys, in place."""
-        rows, stride = qkv.shape
-        angles = (cosine.data_ptr(), sine.data_ptr())
+        rows, stride = qkv_TD.shape
+        angles = (cosine_TD.data_ptr(), sine_TD.data_ptr())
         half = self._head_size // 2
         if layer.query_norm is None or layer.key_norm is None:
             num_heads = self._heads + self._key_heads
-            self._kernels.eoseek_rotate(qkv.data_ptr(), *angles, None, 0.0, rows, stride, num_heads, half)
+            self._kernels.eoseek_rotate(qkv_TD.data_ptr(), *angles, None, 0.0, rows, stride, num_heads, half)
             return
-        after_query = qkv.data_ptr() + self._heads * self._head_size * qkv.element_size()
+        after_query = qkv_TD.data_ptr() + self._heads * self._head_size * qkv_TD.element_size()
         for start, weight, num_heads in (
-            (qkv.data_ptr(), layer.query_norm, self._heads),
+            (qkv_TD.data_ptr(), layer.query_norm, self._heads),
             (after_query, layer.key_norm, self._key_heads),
         ):
             self._kernels.eoseek_rotate(start, *angles, weight.data_ptr(), self._eps, rows, stride, num_heads, half)
 
-    def _gate(self, gate_up: Tensor) -> Tensor:
-        gated = gate_up.new_empty(len(gate_up), self._gate_size)
-        self._kernels.eoseek_gate(gate_up.data_ptr(), gated.data_ptr(), *gated.shape)
-        return gated
+    def _gate(self, gate_up_TD: Tensor) -> Tensor:
+        gated_TD = gate_up_TD.new_empty(len(gate_up_TD), self._gate_size)
+        self._kernels.eoseek_gate(gate_up_TD.data_ptr(), gated_TD.data_ptr(), *gated_TD.shape)
+        return gated_TD
+
+
+def _has_products() -> bool:
+    return (
+        platform.machine() in {"x86_64", "AMD64"}
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
+def _is_supported(model: PreTrainedModel) -> bool:
+    """Whether this is transformers' own code of a family above, without what the fused layers do not do."""
+    config: Any = model.config
+    if not type(model).__module__.startswith("transformers.models.") or config.model_type not in _FAMILIES:
+        return False
+    if model.device.type != "cpu" or config.hidden_act != "silu" or getattr(config, "sliding_window", None):
+        return False
+    layers = model.get_submodule("layers")
+    # adapters and quantized layers are of other classes
+    products = [each for name, each in layers.named_modules() if name.endswith("_proj")]
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rotated = 2 * len(model.get_buffer("rotary_emb.inv_freq"))
+    return rotated == head_size and all(
+        type(each) is nn.Linear and each.weight.dtype == torch.bfloat16 for each in products
+    )
 
 
 def _norm_weight(norm: Any) -> Any:

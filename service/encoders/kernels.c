@@ -11,10 +11,19 @@
 #endif
 
 /* one binary for every x86-64 processor: the loader takes the widest version that this one runs */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
 #define WIDE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#elif defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
+#define WIDE __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#else
+#define WIDE
+#endif
 #define MIN_PARALLEL 131072 /* values; fewer are done sooner than a second thread is woken */
 #define LOG2_E 1.44269504f
 #define LN_2 0.69314718f
+
+/* of the functions' arguments: a library that was built before they changed must not be called */
+const int eoseek_kernels_version = 1;
 
 typedef uint16_t bfloat16;
 typedef union {

@@ -3,10 +3,9 @@
 A function registered with transformers' attention interface attends within each sequence only, so every family that
 goes through that interface works without model surgery. Inside attention neighbouring sequences share one call, so they
 should come sorted by length. On a processor those of equal length do: its kernels round differently by the length that
-they see, and so a text's vector is the same bits whatever shares its row, as far as matrix products are (`fused` sees to
-that). On a GPU, where a call costs more than padding, those of similar length do, right-padded just
-there: a causal call needs no mask for that. Families outside the interface take `padded_forward`. Differentiable, so
-training uses it.
+they see, and so a text's vector is the same bits whatever shares its row, as far as matrix products are (see `fused`).
+On a GPU, where a call costs more than padding, those of similar length do, right-padded just there: a causal call needs
+no mask for that. Families outside the interface take `padded_forward`. Differentiable, so training uses it.
 
 A sequence may continue from a `Prefix`, keys and values that an earlier row kept: under causal attention they do not
 depend on what follows. The row then holds the rest of the text only; attention puts the prefix before it.

@@ -1,9 +1,9 @@
 """The torch encoder: runs anywhere, bfloat16 where the processor has it, packed without padding.
 
-A batch is cut into rows of about a thousand tokens, sorted by length: larger rows fall out of the processor's caches
-(1,024 tokens a row ran faster than 4,096 on AVX512-BF16). Rows of a large enough batch run beside each other, a thread
-or a few each: they wait for each other once, where threads that share a product wait after each (1.2 times faster on
-two cores), and a busy neighbour slows them by its share only. On CUDA one row takes the whole batch.
+A batch is cut into rows of about 512 tokens, sorted by length: larger rows fall out of the processor's caches. Rows of
+a large enough batch run beside each other, a thread or a few each: they wait for each other once, where threads that
+share a product wait after each (1.2 times faster on two cores), and a busy neighbour slows them by its share only. On
+CUDA one row takes the whole batch.
 
 A batch in the background has threads of low priority, so that the system's scheduler, and no one's patience, puts a
 query before it: at 5 queries a second beside documents their p95 stayed within 1.1 of an idle machine's (two cores).
@@ -251,10 +251,7 @@ class TorchEncoder:
             self._forward = forward
             if forward is packed_forward:
                 enable_packing(self._model)
-            self._fused = fused
-            if fused is not None and not self._agree(self.encode(token_ids), single):
-                log.warning("%s: the fused layers change its vectors, so it is encoded by transformers' own", family)
-                self._fused = None
+            self._check_fused(fused, token_ids, single)
             return
         if forward is packed_forward and self._agree(self.encode(token_ids), single):
             log.warning("%s: packing changes its vectors, so batches are padded", family)
@@ -264,6 +261,20 @@ class TorchEncoder:
             f"contract check: a text's vector depends on its batch (cosine {worst:.5f}); "
             f"the family {family} is not supported"
         )
+
+    def _check_fused(self, fused: FusedDecoder | None, token_ids: list[list[int]], single: Embeddings) -> None:
+        if fused is None:
+            return
+        cause = "change its vectors"
+        try:
+            self._fused = fused
+            if self._agree(self.encode(token_ids), single):
+                return
+        except Exception as error:  # a trial, as below
+            cause = f"fail ({type(error).__name__}: {error})"
+        self._fused = None
+        family = self._model.config.model_type
+        log.warning("%s: the fused layers %s, so transformers' own encode", family, cause)
 
     def _check_prefixes(self, token_ids: list[list[int]], prefixes: PrefixCache) -> bool:
         """Whether texts that continue from kept states get the vectors that they have alone."""

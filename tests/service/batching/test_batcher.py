@@ -619,59 +619,69 @@ def test_batcher_before_start_is_not_ready():
     asyncio.run(test())
 
 
-@bench_test()
-async def test_batcher_waits_a_tenth_of_a_batch_for_clients_that_come_again(bench):
-    first = [bench.submit([each]) for each in (1, 2)]
-    batch = await bench.batch()
-    late = bench.submit([3])
-    await bench.settle()
-    bench.clock.now += 10
-    batch.release()
-    await asyncio.gather(*first)
+class CompanyBench(Bench):
+    """Its first batch answers two clients, took ten seconds, and left the number 3 waiting."""
 
-    again = bench.submit([1])
-    await bench.settle()
-    assert bench.encoder.waiting.empty()  # one of the two is missing
-    another = bench.submit([2])
+    async def answer_two(self):
+        first = [self.submit([each]) for each in (1, 2)]
+        batch = await self.batch()
+        waiting = self.submit([3])
+        await self.settle()
+        self.clock.now += 10
+        batch.release()
+        await asyncio.gather(*first)
+        return waiting
+
+
+@bench_test(make=CompanyBench)
+async def test_batcher_waits_for_clients_that_come_again(bench):
+    waiting = await bench.answer_two()
+    again = [bench.submit([each]) for each in (1, 2)]
     batch = await bench.batch()
     assert batch.token_ids == [[3], [1], [2]]
     batch.release()
-    await asyncio.gather(late, again, another)
+    await asyncio.gather(waiting, *again)
 
 
-@bench_test()
-async def test_batcher_waits_no_longer_for_clients_that_do_not_come_again(bench):
-    first = [bench.submit([each]) for each in (1, 2)]
-    batch = await bench.batch()
-    bench.clock.now += 0.2
+@bench_test(make=CompanyBench)
+async def test_batcher_waits_a_moment_only_for_clients_that_do_not_come_again(bench):
+    begin = asyncio.get_running_loop().time()
+    waiting = await bench.answer_two()
+    batch = await bench.batch()  # by the event loop's timer
+    assert asyncio.get_running_loop().time() - begin >= 0.045
+    assert batch.token_ids == [[3]]
     batch.release()
-    await asyncio.gather(*first)
+    await waiting
 
-    again = bench.submit([1])
+
+@bench_test(make=CompanyBench)
+async def test_batcher_that_stops_waits_for_nobody(bench):
+    waiting = await bench.answer_two()
+    stopping = asyncio.create_task(bench.batcher.stop(LIMIT_SECONDS))
     await bench.settle()
-    assert bench.encoder.waiting.empty()
-    batch = await bench.batch()  # by the event loop's timer, of a tenth of 0.2 s
-    assert batch.token_ids == [[1]]
-    batch.release()
-    await again
-    bench.clock.now += 1
-    alone = bench.submit([5])  # nobody is expected any more
+    assert not bench.encoder.waiting.empty()
     (await bench.batch()).release()
-    await alone
+    await asyncio.gather(stopping, waiting)
+
+
+@bench_test(make=CompanyBench)
+async def test_batcher_waits_for_nobody_while_documents_wait(bench):
+    waiting = await bench.answer_two()
+    document = bench.submit([9], lane="document")
+    await bench.settle()
+    assert not bench.encoder.waiting.empty()
+    (await bench.batch()).release()
+    (await bench.batch()).release()
+    await asyncio.gather(waiting, document)
 
 
 @bench_test(max_batch_tokens=4)
-async def test_batcher_a_full_batch_of_queries_waits_for_nobody(bench):
-    first = [bench.submit([each]) for each in (1, 2, 3)]
-    batch = await bench.batch()
-    bench.clock.now += 10
-    batch.release()
-    await asyncio.gather(*first)
-
+async def test_batcher_the_rest_of_a_request_waits_for_nobody(bench):
     large = bench.submit([4, 4], [5, 5, 5])
     batch = await bench.batch()
-    assert batch.token_ids == [[4, 4]]
-    batch.release()
     bench.clock.now += 10
-    (await bench.batch()).release()
+    batch.release()
+    batch = await bench.batch()
+    assert bench.batcher._tracks["query"].company is None
+    batch.release()
     await large

@@ -29,6 +29,9 @@ pytestmark = [
     pytest.mark.skipif(not has_products, reason="this processor has no products in bfloat16"),
 ]
 
+# oneDNN's other kernels were not looked at
+has_amx = pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="this processor has no AMX")
+
 
 def bfloat16_model(name: str) -> Any:
     model = tiny_model(name.partition(" ")[0], **CHANGES[name])
@@ -65,6 +68,7 @@ def test_fused_states_are_as_near_to_float32_as_the_packed_forward(name: str) ->
     assert distance.mean() <= 1.2 * ((packed - exact).norm(dim=1) / exact.norm(dim=1)).mean()
 
 
+@has_amx
 def test_fused_states_are_the_same_bits_whatever_is_in_the_row() -> None:
     fused, token_ids = fused_of(bfloat16_model("llama")), random_ids(LENGTHS)
     together = states(fused, token_ids)
@@ -72,6 +76,7 @@ def test_fused_states_are_the_same_bits_whatever_is_in_the_row() -> None:
         assert torch.equal(states(fused, [ids])[0], state)
 
 
+@has_amx
 def test_fused_states_behind_a_kept_prefix_are_the_same_bits() -> None:
     fused, opening = fused_of(bfloat16_model("qwen3")), random_ids([30])[0]
     texts = [opening + ids for ids in random_ids([9, 20, 20, 3], seed=1)]
@@ -93,6 +98,15 @@ def test_fused_takes_only_what_it_calculates_rightly(family: str, changes: dict[
     model = tiny_model(family, **changes)
     if family != "llama" or changes:
         model = model.to(torch.bfloat16)
+    assert FusedDecoder.of(model) is None
+
+
+def test_fused_leaves_layers_that_are_more_than_a_product() -> None:
+    class Adapted(torch.nn.Linear):
+        """As an adapter or a quantized layer is."""
+
+    model = bfloat16_model("llama")
+    model.layers[1].mlp.down_proj = Adapted(48, 32, bias=False).bfloat16()
     assert FusedDecoder.of(model) is None
 
 
@@ -120,6 +134,21 @@ def test_encoder_leaves_fused_layers_that_change_its_vectors(
     assert encoder._forward is expected
 
 
+def test_encoder_leaves_fused_layers_that_fail(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = TorchEncoder(bfloat16_model("llama"), pooling="last_token", dimension=32, row_tokens=100)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no such product")
+
+    monkeypatch.setattr(FusedDecoder, "_rotate", fail)
+    token_ids = random_ids([9, 20, 30])
+    encoder.check(token_ids)
+    assert "fail (RuntimeError: no such product)" in caplog.text
+    assert encoder.encode(token_ids).shape == (3, 32)
+
+
 def address(array: Tensor) -> int:
     return array.data_ptr()
 
@@ -137,6 +166,22 @@ def test_add_norm_kernel_equals_torch(rows: int) -> None:
     kernels().eoseek_add_norm(address(stream), None, *arguments)
     assert torch.equal(stream, summed)
     torch.testing.assert_close(out.float(), expected, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 300])
+@pytest.mark.parametrize("is_normed", [False, True])
+def test_rotate_kernel_equals_torch_and_leaves_the_values_behind(rows: int, is_normed: bool) -> None:
+    x, weight = torch.randn(rows, 9, 64).bfloat16(), torch.rand(64) + 0.5
+    angles = torch.rand(rows, 1, 32) * 6
+    expected, heads = x.float().clone(), x.float()[:, :7]
+    if is_normed:
+        heads = torch.nn.functional.rms_norm(heads, (64,), weight, 1e-6)
+    low, high = heads.split(32, dim=2)
+    cosine, sine = angles.cos(), angles.sin()
+    expected[:, :7] = torch.cat([low * cosine - high * sine, high * cosine + low * sine], dim=2)
+    norm = address(weight) if is_normed else None
+    kernels().eoseek_rotate(address(x), address(cosine), address(sine), norm, 1e-6, rows, 9 * 64, 7, 32)
+    torch.testing.assert_close(x.float(), expected, rtol=2**-8, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 300])
@@ -168,6 +213,14 @@ def test_load_kernels_of_another_machine_warns_and_does_without(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: spec)
     assert load_kernels.__wrapped__() is None
     assert "cannot be loaded" in caplog.text
+
+
+def test_load_kernels_of_another_version_warns_and_does_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fused_module, "_VERSION", 0)
+    assert load_kernels.__wrapped__() is None
+    assert "of another version" in caplog.text
 
 
 def kernels() -> ctypes.CDLL:
