@@ -10,7 +10,8 @@ on, whose state is the embedding.
 For the families below, in bfloat16, on processors; `TorchEncoder` compares it with transformers' own forward at load,
 and runs that for everything else. Numbers are as in `packed_forward`: products in bfloat16, the residual stream, norms,
 rotation and gate in float32. Products have at least `MIN_ROWS` rows, of filler where need be: oneDNN takes another
-kernel for fewer, which rounds otherwise, and a query's vector would depend on how many come with it.
+kernel for fewer, which rounds otherwise, and a query's vector would depend on how many come with it. Attention sees
+lengths that are multiples of 32, so that the states of an opening are the same bits in every text that has it.
 
 Shapes: T tokens of the row, D hidden size or what a product makes of it, N texts, H heads.
 """
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 # measured on two cores with AMX: the same bits for 37 to 256 rows of two threads, and for 37 to 570 of one
 MIN_ROWS = 40
+# of lengths in attention: its kernel adds up in such pieces, so a token's bits do not depend on where its text ends
+_MULTIPLE = 32
 _VERSION = 1  # of the arguments below, as in kernels.c
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
@@ -138,7 +141,7 @@ class FusedDecoder:
             token_ids = [*token_ids, [token_ids[-1][0]] * num_missing]
             prefixes = prefixes and [*prefixes, None]
         lengths = [len(ids) for ids in token_ids]
-        packing = Packing.of(lengths, prefixes=prefixes, keep=keep)
+        packing = Packing.of(lengths, prefixes=prefixes, keep=keep, is_padded=False, multiple=_MULTIPLE)
         row_T = torch.tensor([i for ids in token_ids for i in ids])
         ends_N = torch.tensor(lengths[:num_texts]).cumsum(0) - 1
         stream_TD: Tensor = self._model.embed_tokens(row_T).float()

@@ -3,9 +3,10 @@
 A function registered with transformers' attention interface attends within each sequence only, so every family that
 goes through that interface works without model surgery. Inside attention neighbouring sequences share one call, so they
 should come sorted by length. On a processor those of equal length do: its kernels round differently by the length that
-they see, and so a text's vector is the same bits whatever shares its row, as far as matrix products are (see `fused`).
-On a GPU, where a call costs more than padding, those of similar length do, right-padded just there: a causal call needs
-no mask for that. Families outside the interface take `padded_forward`. Differentiable, so training uses it.
+they see, and so a text's vector is the same bits whatever shares its row, as far as matrix products are. (What `fused`
+gives them has lengths rounded up to a multiple; then a token's bits do not depend on where its text ends either.) On a
+GPU, where a call costs more than padding, those of similar length do, right-padded just there: a causal call needs no
+mask for that. Families outside the interface take `padded_forward`. Differentiable, so training uses it.
 
 A sequence may continue from a `Prefix`, keys and values that an earlier row kept: under causal attention they do not
 depend on what follows. The row then holds the rest of the text only; attention puts the prefix before it.
@@ -52,14 +53,10 @@ class Group:
     start: int
     end: int
     lengths: list[int]
+    width: int  # L, at least the longest sequence
     prefix: Prefix | None = None
-    slots_NL: Tensor | None = None  # row index of each slot; None when all lengths are equal
-    valid_NL: Tensor | None = None  # which slots hold a token
-
-    @property
-    def longest(self) -> int:
-        """Length of the longest sequence."""
-        return max(self.lengths)
+    slots_NL: Tensor | None = None  # row index of each slot; None when they are neighbours in the row
+    valid_NL: Tensor | None = None  # which slots hold a token; None when the first ones do, as many as there are tokens
 
     @property
     def num_before(self) -> int:
@@ -71,8 +68,8 @@ class Group:
         if self.slots_NL is not None:
             return x_HTD[:, self.slots_NL].transpose(0, 1)
         heads, _, size = x_HTD.shape
-        own = x_HTD[:, self.start : self.end]
-        return own.reshape(heads, len(self.lengths), -1, size).transpose(0, 1)
+        own = x_HTD[:, self.start : self.start + len(self.lengths) * self.width]
+        return own.reshape(heads, len(self.lengths), self.width, size).transpose(0, 1)
 
     def after_prefix(self, key: Tensor, value: Tensor, call: int) -> tuple[Tensor, Tensor]:
         """(N, H, L, D) to (N, H, P + L, D), for the attention call of this number in a forward."""
@@ -87,7 +84,7 @@ class Group:
     def pack(self, x_NHLD: Tensor) -> Tensor:
         """(N, H, L, D) to (tokens of this group, H, D)."""
         x_NLHD = x_NHLD.transpose(1, 2)
-        return x_NLHD.flatten(0, 1) if self.valid_NL is None else x_NLHD[self.valid_NL]
+        return x_NLHD.flatten(0, 1)[: self.end - self.start] if self.valid_NL is None else x_NLHD[self.valid_NL]
 
 
 @dataclass(frozen=True)
@@ -111,6 +108,7 @@ class Packing:
         prefixes: Sequence[Prefix | None] | None = None,
         keep: Mapping[int, Prefix] | None = None,
         is_padded: bool | None = None,
+        multiple: int = 1,
     ) -> "Packing":
         """Plan the row for sequences of these lengths, in this order; each length > 0.
 
@@ -121,15 +119,21 @@ class Packing:
             prefixes: what each sequence continues from; neighbours with the same one share calls.
             keep: by sequence, a prefix without layers that a forward fills from it; for one without a prefix.
             is_padded: whether similar lengths share a call, not only equal ones; None means on a GPU.
+            multiple: to which lengths are rounded up inside attention, prefix included; more than 1 is for causal
+                attention only, where what follows a text is not seen.
         """
         prefixes = prefixes or [None] * len(lengths)
         if is_padded is None:
             is_padded = torch.device(device).type != "cpu"
-        runs = _similar_runs if is_padded else _equal_runs
+        num_tokens = sum(lengths)
         groups, start, first = [], 0, 0
         for _, same in itertools.groupby(zip(lengths, prefixes, strict=True), key=lambda each: id(each[1])):
-            for members in runs([length for length, _ in same]):
-                groups.append(_group(start, members, prefixes[first], device))
+            prefix = prefixes[first]
+            num_before = 0 if prefix is None else prefix.length
+            widths = [-(-(num_before + length) // multiple) * multiple - num_before for length, _ in same]
+            for run in _similar_runs(widths) if is_padded else _equal_runs(widths):
+                members = list(lengths[first : first + len(run)])
+                groups.append(_group(start, members, max(run), num_tokens, prefix, device))
                 start, first = start + sum(members), first + len(members)
         before = [0 if prefix is None else prefix.length for prefix in prefixes]
         positions = torch.cat([torch.arange(n, n + length) for n, length in zip(before, lengths, strict=True)])
@@ -169,21 +173,24 @@ def _similar_runs(lengths: Sequence[int]) -> list[list[int]]:
     return runs
 
 
-def _group(start: int, lengths: list[int], prefix: Prefix | None, device: torch.device | str) -> Group:
-    end, longest = start + sum(lengths), max(lengths)
-    if min(lengths) == longest:
-        return Group(start, end, lengths, prefix)
+def _group(
+    start: int, lengths: list[int], width: int, num_tokens: int, prefix: Prefix | None, device: torch.device | str
+) -> Group:
+    end = start + sum(lengths)
+    # one text's padded slots may be what follows it in the row
+    if min(lengths) == width or (len(lengths) == 1 and start + width <= num_tokens):
+        return Group(start, end, lengths, width, prefix)
     lengths_N = torch.tensor(lengths)
     starts_N = start + lengths_N.cumsum(0) - lengths_N
-    column_L = torch.arange(longest)
+    column_L = torch.arange(width)
     valid_NL = column_L < lengths_N[:, None]
     # padded slots read the row's last token of the group: any finite value does
     slots_NL = torch.clamp(starts_N[:, None] + column_L, max=end - 1)
-    return Group(start, end, lengths, prefix, slots_NL.to(device), valid_NL.to(device))
+    return Group(start, end, lengths, width, prefix, slots_NL.to(device), valid_NL.to(device))
 
 
 def _mask(group: Group, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
-    before, longest = group.num_before, group.num_before + group.longest
+    before, longest = group.num_before, group.num_before + group.width
     assert causal or not before, "only causal attention can continue from a prefix"
     windowed = window is not None and longest > window
     ragged = group.valid_NL is not None and not causal

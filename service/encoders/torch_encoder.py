@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 CPU_ROW_TOKENS = 512
 DELICATE_TOKENS = 4
+_SHARED_ROW_TOKENS = 256  # of a row that all threads share: in larger ones oneDNN's products round otherwise
 CUDA_ROW_TOKENS = 65536
 _MIN_ROW_TOKENS = 128  # of rows beside each other; shorter ones are faster with all threads on one
 _BACKGROUND_NICENESS = 10  # a tenth of a busy core's time: what is in the background goes on, whatever comes before it
@@ -168,7 +169,10 @@ class TorchEncoder:
         lengths = [len(text.rest) for text in texts]
         num_beside = self._num_rows_beside([lengths[index] for index in order])
         if num_beside == 1 or any(texts[index].num_kept for index in order):  # what is kept is written by one thread
-            for row in _rows(order, lengths, self._row_tokens):
+            is_fused = self._fused is not None and not is_widened
+            for row in _rows(
+                order, lengths, min(self._row_tokens, _SHARED_ROW_TOKENS) if is_fused else self._row_tokens
+            ):
                 embeddings[row] = self._encode_row([texts[index] for index in row], is_widened=is_widened)
             return
 
