@@ -89,6 +89,21 @@ def test_fused_states_behind_a_kept_prefix_are_the_same_bits() -> None:
     assert torch.equal(states(fused, rests[:1], prefixes=[prefix]), whole[:1])
 
 
+@has_amx
+def test_encoder_gives_the_same_bits_with_a_prefix_cache_and_without(tmp_path: Path) -> None:
+    path = str(write_tiny_checkpoint(tmp_path, "qwen3"))
+    without = load_encoder(path, dtype="bfloat16", device="cpu")
+    with_cache = load_encoder(path, dtype="bfloat16", device="cpu", prefix_cache_tokens=512)
+    openings = random_ids([9, 25, 40], seed=2)
+    # so many that those whose states are kept fill more than a row
+    texts = [openings[index % 3] + ids for index, ids in enumerate(random_ids([5, 7, 20, 33, 60] * 12, seed=3))]
+    expected = without.encode(texts)
+    for size in (60, 8, 1):
+        parts = [with_cache.encode(texts[start : start + size]) for start in range(0, 60, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), expected)
+    assert with_cache.take_prefix_figures().hits > 100
+
+
 @pytest.mark.parametrize(
     ("family", "changes"),
     [("llama", {}), ("gemma", {}), ("mistral", {}), ("llama", {"hidden_act": "gelu"})],

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from service.encoders.packed import Packing, packed_attention
+from service.encoders.packed import Packing, Prefix, packed_attention
 
 
 def attend(
@@ -12,6 +12,7 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
     is_padded: bool = False,
+    multiple: int = 1,
 ) -> torch.Tensor:
     """Packed attention of random states; two key heads under four query heads."""
     q, k, v = states(sum(lengths))
@@ -21,7 +22,7 @@ def attend(
         k,
         v,
         None,
-        packing=Packing.of(lengths, is_padded=is_padded),
+        packing=Packing.of(lengths, is_padded=is_padded, multiple=multiple),
         is_causal=causal,
         sliding_window=window,
         softcap=softcap,
@@ -76,6 +77,21 @@ def test_packing_groups_similar_lengths_and_parts_others() -> None:
 
 def test_packing_on_a_processor_groups_equal_lengths_only() -> None:
     assert [group.lengths for group in Packing.of([3, 10, 10, 11]).groups] == [[3], [10, 10], [11]]
+
+
+def test_packing_rounds_lengths_up_with_their_prefix() -> None:
+    prefix = Prefix(30)
+    packing = Packing.of([2, 9, 32, 40, 3, 5, 20], prefixes=[None] * 4 + [prefix] * 3, is_padded=False, multiple=32)
+    assert [(each.lengths, each.width) for each in packing.groups] == [
+        ([2, 9, 32], 32), ([40], 64), ([3, 5, 20], 34)
+    ]  # fmt: skip
+    assert packing.groups[1].slots_NL is None  # what follows in the row pads it
+
+
+@pytest.mark.parametrize("lengths", [[5], [5, 5, 5], [8, 8], [1, 3, 7], [2, 30, 31, 5]])
+def test_packed_attention_of_rounded_lengths_equals_its_definition(lengths: list[int]) -> None:
+    expected = by_definition(lengths, causal=True, window=None, softcap=None)
+    torch.testing.assert_close(attend(lengths, causal=True, multiple=8), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_packing_positions_restart_with_each_sequence() -> None:
