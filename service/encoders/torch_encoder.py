@@ -337,7 +337,10 @@ def _rows(order: list[int], lengths: Sequence[int], row_tokens: int) -> Iterator
 
 
 def _even_rows(order: list[int], lengths: Sequence[int], row_tokens: int, num_beside: int) -> list[list[int]]:
-    """Neighbours in rows of about equal size, a multiple of `num_beside` of them; the longest texts come first."""
+    """Neighbours in rows of about equal size, none over `row_tokens` but of one text; the longest texts come first.
+
+    There are `num_beside` times a whole number of them, and a further one for each that would have been too long.
+    """
     num_tokens = sum(lengths[index] for index in order)
     num_rows = math.ceil(num_tokens / (row_tokens * num_beside)) * num_beside
     rows: list[list[int]] = [[] for _ in range(num_rows)]
@@ -346,7 +349,7 @@ def _even_rows(order: list[int], lengths: Sequence[int], row_tokens: int, num_be
         middle = before + lengths[index] / 2
         rows[int(middle * num_rows / num_tokens)].append(index)
         before += lengths[index]
-    return [row for row in reversed(rows) if row]
+    return [part for row in reversed(rows) for part in reversed(list(_rows(row, lengths, row_tokens)))]
 
 
 def _can_continue(model: PreTrainedModel) -> bool:

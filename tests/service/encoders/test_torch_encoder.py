@@ -178,6 +178,7 @@ def test_even_rows_hold_each_text_once_in_rows_of_about_equal_size(lengths, row_
     assert [index for row in reversed(rows) for index in row] == order
     num_rows = math.ceil(sum(lengths) / (row_tokens * beside)) * beside
     assert max(sum(lengths[index] for index in row) for row in rows) <= sum(lengths) / num_rows + max(lengths)
+    assert all(sum(lengths[index] for index in row) <= row_tokens or len(row) == 1 for row in rows)
 
 
 @pytest.mark.parametrize("family", ["llama", "mpnet"])
