@@ -7,9 +7,9 @@ earlier, and its lines say so). What FILE holds already, of the same checkpoint 
 so sets can be done one by one. BM25 knows English only. Without SET: the sets of short documents.
 
 `--system served` (and `served-instructed`) loads the set into a service of its own and judges that: a second table says
-how far it is from offline. It encodes all documents once more, so it is asked for by name only. An
-instructed query continues there from a kept prefix, which bfloat16 rounds otherwise, and in a set of few queries two
-documents that change places show: `--dtype float32` (and a file of its own) tells such a difference from another.
+how far it is from offline. It encodes all documents once more, so it is asked for by name only. In a set of few queries
+two documents that change places by rounding show: `--dtype float32` (and a file of its own) tells such a difference
+from another.
 """
 
 import argparse

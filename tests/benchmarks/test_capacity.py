@@ -41,10 +41,10 @@ def test_simulation_of_an_idle_service_is_one_batch_and_the_overhead():
 
 
 def test_simulation_batches_what_waits_as_the_service_does():
-    """Three at once behind one that runs: they share a batch of 30 tokens."""
+    """Three at once behind one that runs: they share a batch of 30 tokens, a tenth of the first one's time after it."""
     arrivals = [Arrival(seconds=at, num_tokens=10) for at in (0.0, 0.01, 0.01, 0.01)]
     waits = simulate(arrivals, Calibration(tokens=[10, 30], seconds=[0.1, 0.2]))
-    assert waits == pytest.approx([0.1, 0.29, 0.29, 0.29])
+    assert waits == pytest.approx([0.1, 0.3, 0.3, 0.3])
 
 
 def test_simulation_lets_queries_pass_documents():
