@@ -4,8 +4,8 @@ What transformers runs between two products of a layer are some forty operations
 on a processor with fast bfloat16 products they took a third of the time of 1,024 tokens and more than half of that of
 12. Here they are three functions of `kernels.c`, built when the package is installed, where there is a compiler. Query,
 key and value are one product, gate and up another, and oneDNN takes weights as it packed them at load, instead of
-packing them in each call; the worker holds that copy too. Behind the last attention only the last token of each text goes
-on, whose state is the embedding.
+packing them in each call; the worker holds that copy too. Behind the last attention only the last token of each text
+goes on, whose state is the embedding.
 
 For the families below, in bfloat16, on processors; `TorchEncoder` compares it with transformers' own forward at load,
 and runs that for everything else. Numbers are as in `packed_forward`: products in bfloat16, the residual stream, norms,
