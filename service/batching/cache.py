@@ -15,7 +15,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-from service.batching.batcher import Batcher, BatcherRequest, Encoded
+from service.batching.batcher import Batcher
+from service.batching.tracks import BatcherRequest, Encoded
 from service.encoders.base import Embeddings, TokenIds
 from service.errors import EoseekError
 from service.metrics import Metrics
