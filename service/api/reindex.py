@@ -11,7 +11,8 @@ from service.api.limits import check_texts
 from service.api.problems import problems
 from service.api.services import Services, ServicesDep
 from service.errors import InvalidInputError
-from service.ingest.reindex import Progress, Query
+from service.ingest.overlap import Query
+from service.ingest.reindex_state import Progress
 from service.schemas import OverlapOut, ReindexOut, ReindexRequest
 
 router = APIRouter(route_class=JsonRoute, prefix="/collections", tags=["collections"])

@@ -13,7 +13,7 @@ from service.api.encoding import Embedded, embed, json_response, tokenizer_for
 from service.api.limits import check_instruction, check_page, check_texts
 from service.api.problems import problems
 from service.api.services import ServicesDep
-from service.ingest.reindex import Query
+from service.ingest.overlap import Query
 from service.schemas import SearchRequest, SearchResponse
 from service.store.base import Hit, SearchOptions
 from service.store.filters import check_filter

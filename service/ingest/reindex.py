@@ -7,16 +7,11 @@ outlast the process (which checkpoints, which options) is one small file; how fa
 import asyncio
 import contextvars
 import logging
-import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-
-from pydantic import BaseModel, Field, TypeAdapter
 
 from service.encoders.checkpoint import Checkpoint
 from service.errors import (
@@ -30,105 +25,20 @@ from service.errors import (
 )
 from service.ingest.follower import StandbyFollower
 from service.ingest.guard import WriteGuard
+from service.ingest.overlap import Overlap, Query, measure_overlap
+from service.ingest.records import Record, Records
+from service.ingest.reindex_state import Progress, Reindex
 from service.ingest.served import ServedCheckpoint, ServedCheckpoints
 from service.metrics import ReindexStage
-from service.paths import write_json
-from service.store.base import CollectionInfo, SearchOptions, Store
-from service.store.points import check_standby, physical_name
+from service.store.base import CollectionInfo, Store
+from service.store.points import check_standby
 
 log = logging.getLogger("eoseek.reindex")
 _T = TypeVar("_T")
-_DEPTH = 10  # of the overlap
-_MAX_RECENT = 100
 _MAX_BEHIND = 1000  # changed documents that a switch will wait for
 _SWITCH_SECONDS = 30.0
 _PAUSE_SECONDS = 1.0  # before a store that is away is asked again
 _UNKNOWN = "unknown"  # no physical name: refuses every write of embeddings
-
-
-class Record(BaseModel):
-    """What a restart needs to know of a collection; all paths are of checkpoints, by fingerprint."""
-
-    checkpoints: dict[str, str]
-    source: str | None = None
-    target: str | None = None  # of a re-index that is not at its end
-    truncate: bool = False
-    share: float = Field(0.5, gt=0, le=1)
-    is_paused: bool = False
-
-
-_RECORDS = TypeAdapter(dict[str, Record])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overlap:
-    """What part of their ten best documents old and new share: the mean and the lowest of the queries."""
-
-    num_queries: int
-    mean: float
-    lowest: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """A re-index as it stands; `num_remaining` counts documents that may still differ."""
-
-    stage: ReindexStage
-    source: str
-    target: str
-    num_documents: int
-    num_remaining: int
-    num_encoded: int
-    num_unchanged: int
-    num_removed: int
-    num_failed: int
-    failed: dict[str, str]
-    share: float
-    truncate: bool
-    eta_seconds: float | None
-    detail: str
-    overlap: Overlap | None
-
-
-@dataclass(frozen=True)
-class Query:
-    """A query text and its instruction, as a search has them."""
-
-    text: str
-    instruction: str | None = None
-
-
-@dataclass(kw_only=True)
-class _Reindex:
-    """One that is not at its end, and its task."""
-
-    name: str
-    record: Record
-    is_switched: bool = False
-    follower: StandbyFollower | None = None
-    task: asyncio.Task[None] | None = None
-    failure: str = ""
-    started: float = field(default_factory=time.monotonic)
-    overlap: Overlap | None = None
-    recent: deque[Query] = field(default_factory=lambda: deque(maxlen=_MAX_RECENT))
-
-    @property
-    def stage(self) -> ReindexStage:
-        if self.failure:
-            return "failed"
-        if self.record.is_paused:
-            return "paused"
-        if self.follower is None:
-            return "loading"
-        if self.is_switched:
-            return "switched"
-        return "ready" if self.follower.phase == "follow" else "copying"
-
-    @property
-    def fingerprints(self) -> tuple[str, str]:
-        """Of the live collection and of its standby."""
-        source, target = self.record.source or "", self.record.target or ""
-        return (target, source) if self.is_switched else (source, target)
 
 
 class Reindexer:
@@ -155,10 +65,9 @@ class Reindexer:
         self._store = store
         self._guard = guard
         self._served = served
-        self._path = path
         self._forget = forget
-        self._records: dict[str, Record] = {}
-        self._running: dict[str, _Reindex] = {}
+        self._records = Records(path)
+        self._running: dict[str, Reindex] = {}
         self._acting = asyncio.Lock()
         self._actions: set[asyncio.Task[Any]] = set()
 
@@ -168,26 +77,28 @@ class Reindexer:
         Raises:
             ConfigurationError: the file of the records is damaged.
         """
-        if self._path is None:
+        if not self._records.is_kept:
             return
-        self._records = self._read()
+        self._records.read()
         infos = {info.name: info for info in await self._store.list_collections()}
-        for name, record in list(self._records.items()):
+        for name in self._records:
+            record = self._records[name]
             if name not in infos or infos[name].fingerprint not in {*record.checkpoints, record.source, record.target}:
-                del self._records[name]
+                self._records.forget(name)
         for standby in await self._store.list_standbys():
-            if standby.name not in self._records or self._records[standby.name].target is None:
+            known = self._records.get(standby.name)
+            if known is None or known.target is None:
                 log.info("the standby of collection %r is left over and removed", standby.name)
                 await self._store.drop_standby(standby.name)
-        for name, record in self._records.items():
-            live = infos[name].fingerprint
+        for name in self._records:
+            record, live = self._records[name], infos[name].fingerprint
             try:
                 if live in record.checkpoints:
                     await self._served.open(record.checkpoints[live], fingerprint=live)
             except ConfigurationError as error:
                 log.error("collection %r stays closed, its checkpoint cannot be loaded: %s", name, error.detail)
             if record.target is not None:
-                self._launch(_Reindex(name=name, record=record, is_switched=live == record.target))
+                self._launch(Reindex(name=name, record=record, is_switched=live == record.target))
 
     async def stop(self) -> None:
         """End the tasks; the next start goes on."""
@@ -255,34 +166,12 @@ class Reindexer:
     async def describe(self, name: str) -> Progress:
         """How far it is. Raises NotFoundError where there is none."""
         reindex = self._find(name)
-        follower, record = reindex.follower, reindex.record
-        num_documents = (await self._store.describe_collection(name)).num_documents
-        counts = replace(follower.counts) if follower else None
-        num_remaining = num_documents if follower is None else follower.num_behind
-        if follower is not None and follower.phase == "copy":
-            num_remaining += max(0, num_documents - follower.num_examined)
-        return Progress(
-            stage=reindex.stage,
-            source=record.source or "",
-            target=record.target or "",
-            num_documents=num_documents,
-            num_remaining=num_remaining,
-            num_encoded=counts.encoded if counts else 0,
-            num_unchanged=counts.unchanged if counts else 0,
-            num_removed=counts.removed if counts else 0,
-            num_failed=len(follower.failed) if follower else 0,
-            failed=dict(list(follower.failed.items())[:10]) if follower else {},
-            share=record.share,
-            truncate=record.truncate,
-            eta_seconds=_eta_seconds(reindex, num_remaining),
-            detail=reindex.failure or (follower.last_error if follower else ""),
-            overlap=reindex.overlap,
-        )
+        return reindex.progress((await self._store.describe_collection(name)).num_documents)
 
     def note_query(self, name: str, queries: Sequence[Query]) -> None:
         """Remember what was asked of a collection that is re-indexed, in memory only."""
         if name in self._running:
-            self._running[name].recent.extend(queries[:_MAX_RECENT])
+            self._running[name].note(queries)
 
     def levels(self) -> tuple[Counter[ReindexStage], int]:
         """Re-indexes by stage, and the changed documents that their standbys lack."""
@@ -317,8 +206,8 @@ class Reindexer:
             truncate=truncate,
             share=share,
         )
-        await self._save(self._records | {name: record})
-        self._launch(_Reindex(name=name, record=record))
+        await self._records.save(name, record)
+        self._launch(Reindex(name=name, record=record))
         return await self.describe(name)
 
     async def _set_paused(
@@ -327,7 +216,7 @@ class Reindexer:
         reindex = self._find(name)
         given = {"share": share, "truncate": truncate, "is_paused": is_paused}
         reindex.record = reindex.record.model_copy(update={k: v for k, v in given.items() if v is not None})
-        await self._save(self._records | {name: reindex.record})
+        await self._records.save(name, reindex.record)
         if reindex.failure and not is_paused:
             await self._halt(reindex)
             reindex.failure = ""
@@ -370,7 +259,7 @@ class Reindexer:
             follower.hurry(on=False)
         return await self.describe(name)
 
-    async def _exchange(self, reindex: _Reindex, follower: StandbyFollower) -> None:
+    async def _exchange(self, reindex: Reindex, follower: StandbyFollower) -> None:
         """The two are equal and the door is closed. Whatever fails here, the store is asked what holds."""
         await self._halt(reindex)
         self._guard.follow(reindex.name, None, live=_UNKNOWN)
@@ -393,14 +282,14 @@ class Reindexer:
             raise ReindexConflictError(f"the re-index of {name!r} is {reindex.stage}: {instead}")
         live = await self._store.describe_collection(name)
         # the record first: a standby without one is cleared at the next start
-        await self._save(self._records | {name: _after(reindex.record, live, self._served.main.checkpoint)})
+        await self._records.save(name, _after(reindex.record, live, self._served.main.checkpoint))
         await self._end(reindex, live=live.physical_name)
         await self._store.drop_standby(name)
         await self._close_unused()
 
     async def _drop_collection(self, name: str) -> None:
         self._forget(name)
-        await self._save({key: record for key, record in self._records.items() if key != name})
+        await self._records.save(name, None)
         if reindex := self._running.get(name):
             await self._end(reindex, live=None)
         self._guard.follow(name, None, live=None)
@@ -408,17 +297,15 @@ class Reindexer:
         self._forget(name)
         await self._close_unused()
 
-    async def _end(self, reindex: _Reindex, *, live: str | None) -> None:
+    async def _end(self, reindex: Reindex, *, live: str | None) -> None:
         await self._halt(reindex)
         self._guard.follow(reindex.name, None, live=live)
         del self._running[reindex.name]
 
     async def _close_unused(self) -> None:
-        await self._served.keep_only(
-            fingerprint for record in self._records.values() for fingerprint in record.checkpoints
-        )
+        await self._served.keep_only(self._records.fingerprints())
 
-    def _launch(self, reindex: _Reindex, follower: StandbyFollower | None = None) -> None:
+    def _launch(self, reindex: Reindex, follower: StandbyFollower | None = None) -> None:
         """Go on with a follower, or with a new one that compares all."""
         self._running[reindex.name] = reindex
         reindex.follower = follower
@@ -427,13 +314,13 @@ class Reindexer:
             self._run(reindex), name=f"reindex {reindex.name}", context=contextvars.Context()
         )
 
-    async def _halt(self, reindex: _Reindex) -> None:
+    async def _halt(self, reindex: Reindex) -> None:
         if reindex.task is not None:
             reindex.task.cancel()
             await asyncio.gather(reindex.task, return_exceptions=True)
             reindex.task = None
 
-    async def _run(self, reindex: _Reindex) -> None:
+    async def _run(self, reindex: Reindex) -> None:
         try:
             while reindex.follower is None:
                 try:
@@ -452,14 +339,14 @@ class Reindexer:
         if reindex.failure:
             log.warning("the re-index of %r stopped: %s", reindex.name, reindex.failure)
 
-    async def _locate(self, reindex: _Reindex) -> CollectionInfo:
+    async def _locate(self, reindex: Reindex) -> CollectionInfo:
         """Which of the two serves: the store alone knows."""
         live = await self._store.describe_collection(reindex.name)
         reindex.is_switched = live.fingerprint == reindex.record.target
         self._guard.follow(reindex.name, None, live=live.physical_name)
         return live
 
-    async def _open_standby(self, reindex: _Reindex) -> ServedCheckpoint:
+    async def _open_standby(self, reindex: Reindex) -> ServedCheckpoint:
         _, fingerprint = reindex.fingerprints
         if fingerprint not in reindex.record.checkpoints:
             raise ConfigurationError(
@@ -469,7 +356,7 @@ class Reindexer:
         return await self._served.open(reindex.record.checkpoints[fingerprint], fingerprint=fingerprint)
 
     async def _follow(
-        self, reindex: _Reindex, live: CollectionInfo, served: ServedCheckpoint, *, is_equal: bool
+        self, reindex: Reindex, live: CollectionInfo, served: ServedCheckpoint, *, is_equal: bool
     ) -> StandbyFollower:
         """A follower that is told of all writes from now on."""
         name, checkpoint = reindex.name, served.checkpoint
@@ -491,34 +378,21 @@ class Reindexer:
         self._guard.follow(name, follower, live=live.physical_name)
         return follower
 
-    async def _overlap(self, reindex: _Reindex, queries: Sequence[Query]) -> Overlap:
+    async def _overlap(self, reindex: Reindex, queries: Sequence[Query]) -> Overlap:
         if not queries:
             raise InvalidInputError("queries: none are given and none were asked since the re-index began; send some")
         if reindex.stage not in ("ready", "switched"):
             raise ReindexConflictError(f"the re-index of {reindex.name!r} is {reindex.stage}; compare when it is ready")
-        live, standby = [await self._best(reindex, fingerprint, queries) for fingerprint in reindex.fingerprints]
-        shares = [len(a & b) / max(len(a), len(b), 1) for a, b in zip(live, standby, strict=True)]
-        return Overlap(num_queries=len(queries), mean=sum(shares) / len(shares), lowest=min(shares))
+        pair = [self._find_served(fingerprint) for fingerprint in reindex.fingerprints]
+        return await measure_overlap(self._store, reindex.name, pair, queries)
 
-    async def _best(self, reindex: _Reindex, fingerprint: str, queries: Sequence[Query]) -> list[set[str]]:
-        """The ids of the best documents for each query in the collection of this checkpoint."""
+    def _find_served(self, fingerprint: str) -> ServedCheckpoint:
         served = self._served.find(fingerprint)
         if served is None:
             raise ReindexConflictError(f"checkpoint {fingerprint} does not run here, so there is nothing to compare")
-        best = []
-        options = SearchOptions(top_k=_DEPTH, with_text=False)
-        for query in queries:
-            sentence = served.checkpoint.instructions.get(query.instruction or "", query.instruction)
-            contract = served.checkpoint.contract
-            tokenize = partial(contract.queries, [query.text], instruction=sentence, truncate=True)
-            tokenized = await asyncio.to_thread(tokenize)
-            encoded = await served.batcher.submit(tokenized.token_ids, lane="query")
-            physical = physical_name(reindex.name, fingerprint)
-            hits = await self._store.search_batch(physical, encoded.embeddings, options)
-            best.append({hit.document.id for hit in hits[0]})
-        return best
+        return served
 
-    def _find(self, name: str) -> _Reindex:
+    def _find(self, name: str) -> Reindex:
         if name not in self._running:
             raise NotFoundError(f"collection {name!r} is not being re-indexed; start with action: start")
         return self._running[name]
@@ -543,38 +417,8 @@ class Reindexer:
         task.add_done_callback(self._actions.discard)
         return await asyncio.shield(task)
 
-    def _read(self) -> dict[str, Record]:
-        assert self._path is not None
-        try:
-            return _RECORDS.validate_json(self._path.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"{self._path} is damaged; it says which checkpoints collections were re-indexed with: restore it, or "
-                "delete it, which gives up re-indexes that are under way"
-            ) from error
-
-    async def _save(self, records: dict[str, Record | None] | dict[str, Record]) -> None:
-        kept = {name: record for name, record in records.items() if record is not None}
-        if self._path is not None and kept != self._records:
-            plain = {name: record.model_dump() for name, record in kept.items()}
-            try:
-                await asyncio.to_thread(write_json, self._path, plain)
-            except OSError as error:
-                raise StoreError(f"{self._path.name} cannot be written: {error.strerror}; make room") from error
-        self._records = kept
-
 
 def _after(record: Record, live: CollectionInfo, main: Checkpoint) -> Record | None:
     """What is left to know at the end: which checkpoint serves the collection, if it is not the configured one."""
     path = record.checkpoints.get(live.fingerprint)
     return Record(checkpoints={live.fingerprint: path}) if path and live.fingerprint != main.fingerprint else None
-
-
-def _eta_seconds(reindex: _Reindex, num_remaining: int) -> float | None:
-    """From what was examined so far; None before that, and where nothing moves."""
-    follower = reindex.follower
-    if follower is None or reindex.stage != "copying" or not follower.num_examined:
-        return None
-    return num_remaining * (time.monotonic() - reindex.started) / follower.num_examined
