@@ -13,7 +13,7 @@ import statistics
 import time
 
 from service.encoders.checkpoint import load_checkpoint
-from service.encoders.torch_encoder import load_encoder
+from service.encoders.torch_loading import load_encoder
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.running import texts_of_lengths, write_json
 from service.encoders.checkpoint import Checkpoint, load_checkpoint
-from service.encoders.torch_encoder import load_encoder
+from service.encoders.torch_loading import load_encoder
 
 MAX_TOKENS = 2000
 FLOORS = {"float32": 0.99999, "bfloat16": 0.995}

@@ -25,7 +25,7 @@ import torch
 from benchmarks.running import Service, running_service, texts_of_lengths, write_json
 from service.encoders.base import Embeddings
 from service.encoders.checkpoint import Checkpoint, load_checkpoint
-from service.encoders.torch_encoder import load_encoder
+from service.encoders.torch_loading import load_encoder
 
 CLIENTS = 8
 FLOORS = {"documents/s": 1.5, "queries/s": 2.0}

@@ -8,7 +8,7 @@ import numpy as np
 from service.encoders.base import Embeddings, Encoder, TokenIds
 from service.encoders.checkpoint import load_checkpoint
 from service.encoders.prompt import Tokenized
-from service.encoders.torch_encoder import load_encoder
+from service.encoders.torch_loading import load_encoder
 from training.data.formats import DocumentText
 
 _PIECE = 256  # texts between two calls of `progress`

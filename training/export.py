@@ -20,7 +20,8 @@ from service.encoders.card import CheckpointCard, read_card, write_card
 from service.encoders.checkpoint import Checkpoint, load_checkpoint
 from service.encoders.layout import replaced_directory, write_checkpoint
 from service.encoders.probes import decode_probes, encode_probes
-from service.encoders.torch_encoder import TorchEncoder, load_encoder, load_model
+from service.encoders.torch_encoder import TorchEncoder
+from service.encoders.torch_loading import load_encoder, load_model
 from service.errors import ConfigurationError
 from training.base import open_base
 from training.config import TrainingConfig

@@ -18,7 +18,7 @@ from service.encoders.base import Pooling
 from service.encoders.checkpoint import Checkpoint
 from service.encoders.packed import enable_packing, packed_forward, padded_forward
 from service.encoders.pooling import pool
-from service.encoders.torch_encoder import choose_dtype, load_model
+from service.encoders.torch_loading import choose_dtype, load_model
 from service.errors import ConfigurationError
 from training.alignment import Alignment
 from training.config import TrainingConfig, TuningConfig

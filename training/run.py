@@ -9,7 +9,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from service.encoders.checkpoint import Checkpoint, load_checkpoint
-from service.encoders.torch_encoder import choose_device
+from service.encoders.torch_loading import choose_device
 from service.errors import ConfigurationError
 from training.base import open_base
 from training.config import TrainingConfig, config_as_dict, config_from, versions

@@ -99,7 +99,7 @@ def _dtype(plan: CorpusPlan) -> str:
         return plan.dtype
     if plan.backend == "vllm" or (plan.cluster is not None and plan.cluster.gpus_per_actor):
         return "bfloat16"
-    from service.encoders.torch_encoder import choose_device, choose_dtype
+    from service.encoders.torch_loading import choose_device, choose_dtype
 
     return str(choose_dtype("auto", choose_device(plan.device))).removeprefix("torch.")
 

@@ -9,7 +9,6 @@ A batch in the background has threads of low priority, so that the system's sche
 query before it: at 5 queries a second beside documents their p95 stayed within 1.1 of an idle machine's (two cores).
 """
 
-import ctypes
 import logging
 import math
 import os
@@ -22,31 +21,23 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
+from transformers import PreTrainedModel
 
 from service.encoders.base import Embeddings, Pooling, PrefixFigures, TokenIds
-from service.encoders.checkpoint import T5_FAMILIES, Checkpoint, load_served, weight_files
 from service.encoders.fused import FusedDecoder
-from service.encoders.packed import Prefix, enable_packing, keep_norms_in_float32, packed_forward, padded_forward
+from service.encoders.packed import Prefix, enable_packing, packed_forward, padded_forward
 from service.encoders.pooling import pool
 from service.encoders.prefixes import MIN_TOKENS, PrefixCache
-from service.encoders.probes import check_probes
 from service.errors import ConfigurationError, EncoderError
 
 log = logging.getLogger(__name__)
 
 CPU_ROW_TOKENS = 512
+CUDA_ROW_TOKENS = 65536
 DELICATE_TOKENS = 4
 _SHARED_ROW_TOKENS = 256  # of a row that all threads share: in larger ones oneDNN's products round otherwise
-CUDA_ROW_TOKENS = 65536
 _MIN_ROW_TOKENS = 128  # of rows beside each other; shorter ones are faster with all threads on one
 _BACKGROUND_NICENESS = 10  # a tenth of a busy core's time: what is in the background goes on, whatever comes before it
-# glibc's names for them are M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX
-_ALLOCATION = {-3: 32 * 2**20, -1: 256 * 2**20, -8: 1}
-# bfloat16 products have an object of about 0.7 MB for each row length and weight shape, 1,024 of them unless told
-# otherwise. One takes a millisecond to make, so those of 64 row lengths are kept
-_PRODUCT_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
 _MIN_SELF_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.995}
 
 
@@ -309,20 +300,6 @@ def _give_way() -> None:
         os.nice(_BACKGROUND_NICENESS)  # there of the thread, on other systems of the process
 
 
-def settle_memory() -> None:
-    """Let this process keep up to 256 MiB of what it frees, where the C library is glibc, and fewer products' objects.
-
-    As it comes, glibc gives the pages of most intermediate results back after each operation and asks for them anew in
-    the next: about 80,000 page faults for 1,024 tokens of a 135M model, a tenth of their time on two cores. One arena
-    for all threads, as what one of them frees is of use to the others. Comes before the first product.
-    """
-    for name, value in _PRODUCT_CACHES.items():
-        os.environ.setdefault(name, value)
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        for parameter, setting in _ALLOCATION.items():
-            mallopt(parameter, setting)
-
-
 def _rows(order: list[int], lengths: Sequence[int], row_tokens: int) -> Iterator[list[int]]:
     row: list[int] = []
     tokens = 0
@@ -360,105 +337,3 @@ def _can_continue(model: PreTrainedModel) -> bool:
     rope = getattr(model.config, "rope_parameters", None) or {}
     kinds = {each.get("rope_type") for each in [rope, *rope.values()] if isinstance(each, dict)}
     return not kinds & {"dynamic", "longrope"}
-
-
-def choose_device(device: str) -> str:
-    """`auto` becomes `cuda` where there is one, else `cpu`."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def choose_dtype(dtype: str, device: str) -> torch.dtype:
-    """`auto` becomes bfloat16 where the hardware multiplies it (on AVX512-BF16 about 3x float32), else float32."""
-    if dtype != "auto":
-        return cast(torch.dtype, getattr(torch, dtype))
-    if device != "cpu":
-        return torch.bfloat16
-    capabilities = torch.cpu.get_capabilities()
-    has_bfloat16 = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
-    return torch.bfloat16 if has_bfloat16 else torch.float32
-
-
-def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, trust_remote_code: bool) -> PreTrainedModel:
-    """The transformers model of a checkpoint, in evaluation mode.
-
-    Raises:
-        ConfigurationError: weights missing, corrupt, or not of this architecture.
-    """
-    weight_files(checkpoint.path)
-    # a bar for a second of loading, in the middle of a service's log
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
-        loader = AutoModelForTextEncoding if config.model_type in T5_FAMILIES else AutoModel
-        model, report = loader.from_pretrained(
-            checkpoint.path,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-    except Exception as error:  # transformers, safetensors and torch raise many kinds for broken files
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise ConfigurationError(f"checkpoint {checkpoint.path}: its weights cannot be loaded: {reason}") from error
-    missing = [key for key in report["missing_keys"] if "pooler" not in key]
-    if missing or report["mismatched_keys"]:
-        wrong = sorted(missing or map(str, report["mismatched_keys"]))
-        raise ConfigurationError(
-            f"checkpoint {checkpoint.path}: {len(wrong)} weights are missing or of another shape, {wrong[0]} first; "
-            "they would be random"
-        )
-    if dtype == torch.bfloat16:
-        keep_norms_in_float32(model)
-    return cast(PreTrainedModel, model.to(device).eval())
-
-
-def load_encoder(
-    checkpoint_path: str,
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    threads: int = 0,
-    max_length: int | None = None,
-    trust_remote_code: bool = False,
-    fingerprint: str | None = None,
-    prefix_cache_tokens: int = 0,
-) -> TorchEncoder:
-    """Load a checkpoint and run the contract check.
-
-    Args:
-        checkpoint_path: as `load_checkpoint`.
-        dtype: `auto`, `float32` or `bfloat16`.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        threads: CPU threads; 0 leaves torch's choice, one a core.
-        max_length: as `load_checkpoint`.
-        trust_remote_code: as `load_checkpoint`.
-        fingerprint: what the caller's vectors belong to; None takes whatever is there.
-        prefix_cache_tokens: as `TorchEncoder`.
-    Raises:
-        ConfigurationError: the checkpoint cannot be served; says why.
-    """
-    checkpoint = load_served(
-        checkpoint_path, max_length=max_length, trust_remote_code=trust_remote_code, fingerprint=fingerprint
-    )
-    if threads:
-        torch.set_num_threads(threads)
-    device = choose_device(device)
-    if device == "cpu":
-        settle_memory()
-    model = load_model(
-        checkpoint, dtype=choose_dtype(dtype, device), device=device, trust_remote_code=trust_remote_code
-    )
-    encoder = TorchEncoder(
-        model,
-        pooling=checkpoint.pooling,
-        dimension=checkpoint.dimension,
-        row_tokens=CPU_ROW_TOKENS if device == "cpu" else CUDA_ROW_TOKENS,
-        prefix_cache_tokens=prefix_cache_tokens,
-    )
-    probes = [("", "a"), ("", "two words and a few more of them"), ("A title", "a sentence, then another one. " * 3)]
-    encoder.check(checkpoint.contract.documents(probes, truncate=True).token_ids)
-    try:
-        check_probes(encoder, checkpoint.contract, checkpoint.probes)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"checkpoint {checkpoint.path}: {error.detail}") from error
-    return encoder

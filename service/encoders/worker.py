@@ -26,7 +26,7 @@ from service.encoders.base import (
 from service.errors import DeadlineExceededError, EncoderError, NotReadyError
 from service.supervised import ChildDiedError, Supervised
 
-_TORCH = "service.encoders.torch_encoder:load_encoder"
+_TORCH = "service.encoders.torch_loading:load_encoder"
 
 
 class Worker:
@@ -97,7 +97,7 @@ class WorkerEncoder:
         """Nothing runs before `start`.
 
         Args:
-            options: arguments of `torch_encoder.load_encoder`, or of the "factory" named in them.
+            options: arguments of `torch_loading.load_encoder`, or of the "factory" named in them.
             start_timeout_seconds: limit for loading the checkpoint.
             restart_wait_seconds: how long a batch waits for a lost worker to be back.
             hang_seconds: a batch that takes longer, the one before it included, ends the worker.

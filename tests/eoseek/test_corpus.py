@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.encoders.checkpoint import load_checkpoint
-from service.encoders.torch_encoder import load_encoder
+from service.encoders.torch_loading import load_encoder
 from tests.checkpoints import write_tiny_checkpoint
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed; pip install 'eoseek[corpus]'")

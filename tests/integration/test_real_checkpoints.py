@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from service.encoders.checkpoint import DEFAULT_NAME, load_checkpoint
-from service.encoders.torch_encoder import load_encoder
+from service.encoders.torch_loading import load_encoder
 from service.paths import cache_dir
 
 pytestmark = pytest.mark.integration

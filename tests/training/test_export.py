@@ -14,7 +14,8 @@ from service.encoders.adapter import merge_adapter
 from service.encoders.card import read_card
 from service.encoders.checkpoint import load_checkpoint
 from service.encoders.probes import PROBES, check_probes, decode_probes
-from service.encoders.torch_encoder import TorchEncoder, load_encoder, load_model
+from service.encoders.torch_encoder import TorchEncoder
+from service.encoders.torch_loading import load_encoder, load_model
 from service.errors import ConfigurationError
 from training.config import TrainingConfig
 from training.export import average, export, export_adapter, load_tuned_model, slerp, verify

@@ -4,7 +4,7 @@ from typing import Any
 
 from benchmarks.bench.children import serve
 from service.encoders.checkpoint import load_checkpoint
-from service.encoders.torch_encoder import load_encoder
+from service.encoders.torch_loading import load_encoder
 
 
 class Eoseek:

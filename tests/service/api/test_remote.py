@@ -13,7 +13,7 @@ from service.app import create_app
 from service.encoders.checkpoint import load_checkpoint
 from service.encoders.probes import encode_probes
 from service.encoders.remote_encoder import Pace, RemoteEncoder
-from service.encoders.torch_encoder import load_encoder
+from service.encoders.torch_loading import load_encoder
 from service.errors import ConfigurationError
 from service.settings import EncoderSettings, Settings, StoreSettings
 from tests.checkpoints import write_tiny_checkpoint

@@ -21,7 +21,7 @@ from transformers import AutoModel
 from service.encoders.base import AsyncEncoder, Embeddings, Pooling, TokenIds
 from service.encoders.checkpoint import DEFAULT_NAME, Checkpoint, built_path, load_checkpoint
 from service.encoders.remote_encoder import RemoteEncoder
-from service.encoders.torch_encoder import choose_dtype, load_encoder
+from service.encoders.torch_loading import choose_dtype, load_encoder
 from service.encoders.worker import LocalEncoder, WorkerEncoder
 from service.errors import ConfigurationError, EncoderError
 from service.settings import EncoderSettings

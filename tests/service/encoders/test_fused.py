@@ -12,7 +12,8 @@ from torch import Tensor
 import service.encoders.fused as fused_module
 from service.encoders.fused import MIN_ROWS, FusedDecoder, load_kernels
 from service.encoders.packed import Prefix, enable_packing, keep_norms_in_float32, packed_forward
-from service.encoders.torch_encoder import TorchEncoder, load_encoder
+from service.encoders.torch_encoder import TorchEncoder
+from service.encoders.torch_loading import load_encoder
 from tests.checkpoints import tiny_model, write_tiny_checkpoint
 from tests.service.encoders.test_torch_encoder import LENGTHS, random_ids
 

@@ -8,7 +8,7 @@ import pytest
 from service.encoders.card import read_card
 from service.encoders.checkpoint import load_checkpoint
 from service.encoders.probes import PROBES, check_probes, decode_probes, encode_probes
-from service.encoders.torch_encoder import load_encoder
+from service.encoders.torch_loading import load_encoder
 from service.errors import ConfigurationError
 from tests.checkpoints import write_tiny_checkpoint
 from tests.fakes import FakeEncoder

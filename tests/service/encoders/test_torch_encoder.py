@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from service.encoders.packed import packed_forward
-from service.encoders.torch_encoder import TorchEncoder, _even_rows, choose_dtype, load_encoder, settle_memory
+from service.encoders.torch_encoder import TorchEncoder, _even_rows
+from service.encoders.torch_loading import choose_dtype, load_encoder, settle_memory
 from service.errors import ConfigurationError, EncoderError
 from tests.checkpoints import FAMILIES, tiny_model, write_tiny_checkpoint
 
@@ -326,7 +327,7 @@ def test_encode_memory_is_bounded_however_many_row_lengths(tmp_path: Path) -> No
     program = """
 import sys
 import psutil
-from service.encoders.torch_encoder import load_encoder
+from service.encoders.torch_loading import load_encoder
 encoder = load_encoder(sys.argv[1], dtype="bfloat16", threads=1)
 used = []
 for stop in (100, 350):

@@ -12,7 +12,8 @@ import transformers
 import service.encoders.packed as packed
 from service.encoders.base import PrefixEncoder
 from service.encoders.checkpoint import DEFAULT_NAME, load_checkpoint
-from service.encoders.torch_encoder import TorchEncoder, load_encoder
+from service.encoders.torch_encoder import TorchEncoder
+from service.encoders.torch_loading import load_encoder
 from service.errors import EncoderError
 from service.paths import cache_dir
 from tests.checkpoints import FAMILIES, tiny_model, write_tiny_checkpoint

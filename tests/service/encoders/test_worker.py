@@ -201,7 +201,7 @@ def test_worker_module_imports_no_torch():
 
 @pytest.mark.integration
 def test_worker_torch_encoder_gives_the_embeddings_of_its_own_process(tmp_path):
-    from service.encoders.torch_encoder import load_encoder
+    from service.encoders.torch_loading import load_encoder
     from tests.checkpoints import write_tiny_checkpoint
 
     options = {"checkpoint_path": str(write_tiny_checkpoint(tmp_path / "tiny")), "dtype": "float32", "device": "cpu"}
