@@ -5,30 +5,40 @@ option, a file that is not there), 1 that work failed on the way. Heavy imports 
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from eoseek.corpus.cli import app as corpus_app
-from eoseek.terminal import WaitNotes, note, printable
+from eoseek.options import (
+    URL,
+    ApiKey,
+    BatchSize,
+    Collection,
+    Concurrency,
+    Instruction,
+    Truncate,
+    Url,
+    json_object,
+    read_settings,
+    readable_file,
+    stdin_lines,
+)
+from eoseek.terminal import WaitNotes, note, print_hits, print_json_lines
 from service.errors import ConfigurationError, EoseekError
 from training.cli import app as training_app
 
 if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
-
-    from eoseek.client import Client, Hit
+    from eoseek.client import Client
     from eoseek.evaluation import EvaluationPlan
     from eoseek.ingest import IngestOptions
     from eoseek.loading import Loading
-    from service.settings import Settings
     from training.evaluation.beir import JudgedSet
 
 app = typer.Typer(
@@ -43,28 +53,6 @@ app.add_typer(corpus_app)
 app.add_typer(training_app)
 
 
-def _read_key(option: str | None) -> str | None:
-    if option is None or not option.startswith("@"):
-        return option
-    return _file(Path(option[1:])).read_text("ascii", errors="replace").strip()
-
-
-_URL = "http://127.0.0.1:8080"  # eoseek.client.DEFAULT_URL, which costs an import of httpx
-Url = Annotated[str, typer.Option(envvar="EOSEEK_URL", help="Where the service listens.")]
-ApiKey = Annotated[
-    str | None,
-    typer.Option(
-        envvar="EOSEEK_API_KEY",
-        callback=_read_key,
-        show_default=False,
-        help="Key of the service; @FILE reads it from there. Better by the variable: others see an option in `ps`.",
-    ),
-]
-Collection = Annotated[str | None, typer.Option(help="Default: the service's own default collection.")]
-Instruction = Annotated[str | None, typer.Option(help="The task in a sentence; default: the checkpoint's; '': none.")]
-BatchSize = Annotated[int, typer.Option("--batch", min=1, max=10_000, help="Documents in one request.")]
-Concurrency = Annotated[int, typer.Option(min=1, max=64, help="Requests under way at once.")]
-Truncate = Annotated[bool, typer.Option(help="Cut texts over the model's length instead of refusing them.")]
 _INGEST_RETRY_SECONDS = 600.0  # some attempts, also where each takes the service's 120 s
 _MAX_NAMES = 20
 
@@ -87,7 +75,7 @@ def main() -> None:
 @app.command()
 def serve(demo: Annotated[bool, typer.Option("--demo", help="Also index the demo collection.")] = False) -> None:
     """Start the service; everything is set by EOSEEK_* variables."""
-    settings = _settings()
+    settings = read_settings()
     if settings.encoder.checkpoint == "default":
         _pull("default")
     from eoseek.companion import DemoCompanion
@@ -112,7 +100,7 @@ def settings() -> None:
     """Print the settings in effect, keys hidden; a default is commented out."""
     from eoseek.reference import settings_in_effect
 
-    for line in settings_in_effect(_settings()):
+    for line in settings_in_effect(read_settings()):
         print(line)
 
 
@@ -122,7 +110,7 @@ def ingest(
     collection: Annotated[
         str | None, typer.Option(help="Created if it is not there. Default: the service's own default collection.")
     ] = None,
-    url: Url = _URL,
+    url: Url = URL,
     api_key: ApiKey = None,
     batch_size: BatchSize = 32,
     concurrency: Concurrency = 4,
@@ -132,7 +120,7 @@ def ingest(
     """Load documents, one JSON object a line."""
     from eoseek.ingest import IngestOptions
 
-    paths = [None if name == "-" else _file(Path(name)) for name in files]
+    paths = [None if name == "-" else readable_file(Path(name)) for name in files]
     options = IngestOptions(collection=collection, batch_size=batch_size, concurrency=concurrency, truncate=truncate)
     _load(url, api_key, options, lambda loading: loading.load_files(paths), is_resumable=resume)
 
@@ -144,17 +132,17 @@ def search(
     instruction: Instruction = None,
     top_k: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
     filter: Annotated[str | None, typer.Option(help="Qdrant's filter JSON.")] = None,
-    url: Url = _URL,
+    url: Url = URL,
     api_key: ApiKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Search a collection."""
     if not text:
         raise ConfigurationError("the query is empty; write what to look for: eoseek search 'merge two sorted lists'")
-    conditions = _json_object(filter) if filter else None
+    conditions = json_object(filter) if filter else None
     with _client(url, api_key) as client, _naming_collections(client):
         hits = client.search(text, collection=collection, instruction=instruction, top_k=top_k, filter=conditions)
-    _print_json_lines(hits) if as_json else _print_hits(hits)
+    print_json_lines(hits) if as_json else print_hits(hits)
 
 
 @app.command()
@@ -164,11 +152,11 @@ def embed(
     instruction: Instruction = None,
     dimensions: Annotated[int | None, typer.Option(min=1, help="Keep so many leading dimensions.")] = None,
     truncate: Truncate = False,
-    url: Url = _URL,
+    url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
     """Embed texts; prints one JSON object a line."""
-    lines = iter(texts) if texts else _stdin_lines()
+    lines = iter(texts) if texts else stdin_lines()
     with _client(url, api_key) as client:
         while batch := list(islice(lines, 64)):
             answer = client.embed(batch, kind=kind, instruction=instruction, dimensions=dimensions, truncate=truncate)
@@ -191,7 +179,7 @@ def evaluate(
         typer.Option(
             envvar="EOSEEK_URL", help="The service that is judged where there is neither --checkpoint nor --bm25."
         ),
-    ] = _URL,
+    ] = URL,
     api_key: ApiKey = None,
     split: Annotated[str | None, typer.Option(help="qrels/<split>.tsv; default: test, or the only one.")] = None,
     collection: Annotated[str | None, typer.Option(help="Of the service. Default: the folder's name.")] = None,
@@ -226,7 +214,7 @@ def evaluate(
     from eoseek.evaluation import EvaluationPlan
 
     if compare is not None:
-        return judging.compare((_file(compare[0]), _file(compare[1])), data, split, json_file)
+        return judging.compare((readable_file(compare[0]), readable_file(compare[1])), data, split, json_file)
     source = context.get_parameter_source("url")
     is_url_given = source is not None and source.name == "COMMANDLINE"  # not by EOSEEK_URL
     plan = EvaluationPlan(
@@ -258,7 +246,7 @@ def evaluate(
 @app.command()
 def demo(
     collection: Annotated[str, typer.Option(help="Created if it is not there.")] = "demo",
-    url: Url = _URL,
+    url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
     """Index the docstrings of this Python's standard library."""
@@ -267,7 +255,7 @@ def demo(
 
     _load(url, api_key, IngestOptions(collection=collection), lambda loading: loading.load_demo())
     body = json.dumps({"query": EXAMPLE_QUERY, "collection": collection, "top_k": 3})
-    at = "" if url == _URL else f" --url {url}"
+    at = "" if url == URL else f" --url {url}"
     header = ' -H "Authorization: Bearer $EOSEEK_API_KEY"' if api_key else ""
     note(
         f"Try:  eoseek search '{EXAMPLE_QUERY}' --collection {collection}{at}\n"
@@ -278,7 +266,7 @@ def demo(
 @app.command()
 def backup(
     file: Annotated[Path, typer.Argument(help="Replaced in one step where it is there.")],
-    url: Url = _URL,
+    url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
     """Save all collections of a running service's embedded store to a file."""
@@ -301,7 +289,7 @@ def restore(
     from eoseek.backup import restore as restore_store
     from service.encoders.checkpoint import load_checkpoint
 
-    settings, fingerprint = _settings(), None
+    settings, fingerprint = read_settings(), None
     if settings.store.kind != "edge":
         raise ConfigurationError(f"EOSEEK_STORE__KIND={settings.store.kind}: a backup is restored to kind edge only")
     if not any_checkpoint:
@@ -310,7 +298,7 @@ def restore(
         fingerprint = load_checkpoint(
             settings.encoder.checkpoint, trust_remote_code=settings.encoder.trust_remote_code
         ).fingerprint
-    for each in restore_store(_file(file), settings.store.path, fingerprint=fingerprint):
+    for each in restore_store(readable_file(file), settings.store.path, fingerprint=fingerprint):
         note(f"collection {each.name}: {each.num_documents:,} documents")
 
 
@@ -335,7 +323,7 @@ def reindex(
         typer.Option("--query", help="compare, switch: measure on these instead of recent searches, repeatable."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Return when nothing is left to encode.")] = False,
-    url: Url = _URL,
+    url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
     """Encode a collection by another checkpoint while it serves, and switch; prints how it stands as JSON."""
@@ -360,31 +348,6 @@ def reindex(
 def pull(name: Annotated[str, typer.Argument(help="`default`, its base, or a hub name.")] = "default") -> None:
     """Fetch a checkpoint into the cache and print its path; does nothing when it is there."""
     print(_pull(name))
-
-
-def _settings() -> "Settings":
-    from pydantic import ValidationError
-    from pydantic_settings import SettingsError
-
-    from service.settings import Settings
-
-    try:
-        return Settings()
-    except ValidationError as error:
-        raise ConfigurationError("; ".join(map(_refused_setting, error.errors()))) from None  # the cause shows keys
-    except SettingsError as error:
-        raise ConfigurationError(str(error)) from error
-
-
-def _refused_setting(error: "ErrorDetails") -> str:
-    """Variable, value and reason; not the value of a whole group, nor of what holds a key, nor under an unknown name,
-    which may be a misspelt one of a key."""
-    place = list(map(str, error["loc"]))
-    is_unknown = error["type"] == "extra_forbidden"
-    is_hidden = is_unknown or isinstance(error["input"], dict) or not {"keys", "api_key"}.isdisjoint(place)
-    shown = "" if is_hidden else f"={error['input']!r}"
-    reason = "there is no such setting" if is_unknown else error["msg"]
-    return f"EOSEEK_{'__'.join(place).upper()}{shown}: {reason}"
 
 
 def _client(url: str, api_key: str | None, *, retry_seconds: float = 30.0) -> "Client":
@@ -439,58 +402,6 @@ def _pull(name: str) -> Path:
     from service.encoders.pull import pull as pull_checkpoint
 
     return pull_checkpoint(name, progress=note)
-
-
-def _file(path: Path) -> Path:
-    if not path.is_file():
-        raise ConfigurationError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    if not os.access(path, os.R_OK):
-        raise ConfigurationError(f"{path}: not readable")
-    return path
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"--filter is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigurationError(f'--filter must be a JSON object such as {{"must": [...]}}, not {text}')
-    return value
-
-
-def _stdin_lines() -> Iterator[str]:
-    number = 0
-    try:
-        for number, line in enumerate(sys.stdin, start=1):
-            if not line.strip():
-                raise ConfigurationError(f"stdin:{number}: the line is empty; every line is one text")
-            yield line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"stdin: not UTF-8 after line {number:,}") from error
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _print_json_lines(hits: "list[Hit]") -> None:
-    from dataclasses import asdict
-
-    for hit in hits:
-        print(json.dumps(asdict(hit), ensure_ascii=False))
-
-
-def _print_hits(hits: "list[Hit]") -> None:
-    width = len(str(len(hits)))
-    for rank, hit in enumerate(hits, start=1):
-        first_line = next(iter(hit.text.strip().splitlines()), "")
-        title = f"  {hit.title}" if hit.title and hit.title != hit.id else ""
-        print(printable(f"{rank:{width}}  {hit.score:.4f}  {hit.id}{title}"))
-        if first_line:
-            print(printable(f"{'':{width}}          {first_line[:160]}"))
-    if not hits:
-        note("nothing found")
 
 
 def _load_sets(sets: "list[JudgedSet]", plan: "EvaluationPlan") -> None:

@@ -1,8 +1,14 @@
-"""What goes to the terminal: notes on stderr, and texts from elsewhere without control sequences."""
+"""What goes to the terminal: results on stdout, notes on stderr, texts from elsewhere without control sequences."""
 
+import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eoseek.client import Hit
 
 
 def printable(text: str) -> str:
@@ -14,6 +20,25 @@ def note(text: str) -> None:
     """A note on stderr, of one line or more."""
     sys.stderr.write("\n".join(map(printable, text.split("\n"))) + "\n")
     sys.stderr.flush()
+
+
+def print_json_lines(hits: "Sequence[Hit]") -> None:
+    """Hits for a program, one JSON object a line."""
+    for hit in hits:
+        print(json.dumps(asdict(hit), ensure_ascii=False))
+
+
+def print_hits(hits: "Sequence[Hit]") -> None:
+    """Hits for a reader: rank, score, id, title, and the first line of the text."""
+    width = len(str(len(hits)))
+    for rank, hit in enumerate(hits, start=1):
+        first_line = next(iter(hit.text.strip().splitlines()), "")
+        title = f"  {hit.title}" if hit.title and hit.title != hit.id else ""
+        print(printable(f"{rank:{width}}  {hit.score:.4f}  {hit.id}{title}"))
+        if first_line:
+            print(printable(f"{'':{width}}          {first_line[:160]}"))
+    if not hits:
+        note("nothing found")
 
 
 class WaitNotes:
