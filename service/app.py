@@ -335,7 +335,11 @@ def _worker_encoder(settings: EncoderSettings, checkpoint: Checkpoint, metrics: 
         "fingerprint": checkpoint.fingerprint,
     }
     if settings.backend == "vllm":
-        options |= {"tensor_parallel": settings.tensor_parallel, "memory_share": settings.memory_share}
+        options |= {
+            "factory": "service.encoders.vllm_encoder:load_encoder",
+            "tensor_parallel": settings.tensor_parallel,
+            "memory_share": settings.memory_share,
+        }
     else:
         options |= {
             "device": settings.device,
@@ -343,7 +347,7 @@ def _worker_encoder(settings: EncoderSettings, checkpoint: Checkpoint, metrics: 
             "prefix_cache_tokens": settings.prefix_cache_tokens,
         }
     return WorkerEncoder(
-        options | {"factory": f"service.encoders.{settings.backend}_encoder:load_encoder"},
+        options,
         start_timeout_seconds=settings.start_timeout_seconds,
         on_event=partial(metrics.count_child_event, "encoder"),
         on_prefixes=metrics.note_prefixes,
