@@ -11,7 +11,7 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 WORKDIR /app
 # the dependencies are a layer of their own: a change of the code, but of its part in C, does not install them again
-COPY Makefile pyproject.toml constraints.txt README.md LICENSE ./
+COPY Makefile pyproject.toml constraints.txt requirements-vllm.txt README.md LICENSE ./
 COPY service/__init__.py service/
 COPY service/encoders/kernels.c service/encoders/
 COPY training/__init__.py training/
@@ -21,7 +21,7 @@ FROM source AS build-cpu
 RUN --mount=type=cache,target=/root/.cache/pip make install EXTRAS=otel
 
 FROM source AS build-gpu
-RUN --mount=type=cache,target=/root/.cache/pip make install EXTRAS=otel,vllm
+RUN --mount=type=cache,target=/root/.cache/pip make install EXTRAS=otel,vllm CONSTRAINTS=requirements-vllm.txt
 
 FROM python:${PYTHON_VERSION}-slim AS runtime
 LABEL org.opencontainers.image.title="EOSeek" \

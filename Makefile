@@ -8,11 +8,12 @@
 #
 # Each target does its own set-up; stamps inside the virtual environment remember what is done.
 # Variables, on the command line or in the environment:
-#   PYTHON=python3.12  PORT=9000  ENCODER=<checkpoint directory or hub name>  COLLECTION=<default collection>  ARGS=<for pytest, or for chaos>
+#   PYTHON=python3.12  EXTRAS=<of pyproject>  CONSTRAINTS=<file of pins>  PORT=9000  ENCODER=<checkpoint directory or hub name>  COLLECTION=<default collection>  ARGS=<for pytest, or for chaos>
 #   DATA=<folder of train/, train-labelled/, scifact/>  SMOKE=1  VLLM_VENV=<its environment>  BENCH=<options of python -m benchmarks.bench>
 
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
@@ -51,7 +52,7 @@ $(VENV)/stamps/venv:
 	@mkdir -p $(@D) && touch $@
 
 $(VENV)/stamps/base: $(VENV)/stamps/venv pyproject.toml constraints.txt service/encoders/kernels.c
-	$(PIP) -c constraints.txt -e .
+	$(PIP) -c $(CONSTRAINTS) -e '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
 
 $(VENV)/stamps/dev: $(VENV)/stamps/base

@@ -3,8 +3,10 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from collections import Counter
 from dataclasses import fields
@@ -239,15 +241,36 @@ def test_environment_holds_the_versions_that_constraints_name():
         assert version(name).split("+")[0] == pinned[name], name
 
 
-def test_dockerfile_runs_only_make_targets_as_another_user_than_root():
-    runs = re.findall(r"^RUN (.+)$", DOCKERFILE, re.MULTILINE)
-    assert all(run.split()[0] in ("make", "useradd") for run in runs)
-    assert {run.split()[1] for run in runs if run.startswith("make")} <= MAKE_TARGETS
-    assert DOCKERFILE.index("USER eoseek") < DOCKERFILE.index("RUN make")
+IMAGES = ("eoseek", "eoseek-cpu", "eoseek-gpu")
+
+
+def test_dockerfile_installs_by_make_and_runs_as_another_user_than_root():
+    installs = re.findall(r"^RUN .*\b(make \S+)", DOCKERFILE, re.MULTILINE)
+    assert {install.split()[1] for install in installs} == {"install"} <= MAKE_TARGETS
+    assert "pip install" not in DOCKERFILE
+    stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)
+    targets = [stage for stage in stages if re.match(r"\S+ AS (cpu|gpu)\b", stage)]
+    assert len(targets) == 2
+    for stage in targets:
+        assert re.findall(r"^USER (.+)$", stage, re.MULTILINE) == ["10001"]
+    assert stages[-1] in targets  # what is built where no target is named
     assert 'CMD ["python", "-m", "service.healthcheck"]' in DOCKERFILE
 
 
-@pytest.mark.parametrize("name", ["eoseek", "eoseek-qdrant"])
+def test_dockerfile_has_no_finding_of_hadolint():
+    found = subprocess.run([sysconfig.get_path("scripts") + "/hadolint", ROOT / "Dockerfile"], capture_output=True)
+    assert found.stdout.decode() == ""
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
+@pytest.mark.parametrize("profile", ["embedded", "cpu", "gpu", "observe"])
+def test_compose_reads_its_file(profile):
+    command = ["docker-compose", "--profile", profile, "config", "--quiet"]
+    read = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (read.returncode, read.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", IMAGES)
 def test_compose_and_dockerfile_set_only_variables_that_exist(name):
     known = set(variables())
     in_image = set(re.findall(r"\b(EOSEEK_\w+)=", DOCKERFILE))
@@ -258,26 +281,46 @@ def test_image_and_compose_open_to_the_network_only_in_so_many_words():
     assert "OPEN_TO_NETWORK_WITHOUT_KEYS" not in "".join(
         re.findall(r"^ENV .*?[^\\]$", DOCKERFILE, re.MULTILINE | re.DOTALL)
     )
-    for service in COMPOSE["services"].values():
-        if service.get("image") == "eoseek":
-            assert service["environment"]["EOSEEK_API__OPEN_TO_NETWORK_WITHOUT_KEYS"] == "true"
-            assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    for name in IMAGES:
+        service = COMPOSE["services"][name]
+        assert service["environment"]["EOSEEK_API__OPEN_TO_NETWORK_WITHOUT_KEYS"] == "true"
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
-def test_compose_the_server_starts_with_its_profile_only_and_is_not_published():
-    assert "profiles" not in COMPOSE["services"]["eoseek"]
-    assert COMPOSE["services"]["qdrant"]["profiles"] == ["qdrant"]
+def test_compose_each_profile_starts_its_service_and_what_it_needs():
+    started = {
+        profile: {name for name, each in COMPOSE["services"].items() if profile in each.get("profiles", [profile])}
+        for profile in ("embedded", "cpu", "gpu", "observe")
+    }
+    watchers = {"prometheus", "grafana"}
+    assert started == {
+        "embedded": {"eoseek"},
+        "cpu": {"eoseek-cpu", "qdrant"} | watchers,
+        "gpu": {"eoseek-gpu", "qdrant"} | watchers,
+        "observe": watchers,
+    }
+    (scrape,) = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text("utf-8"))["scrape_configs"]
+    assert tuple(scrape["dns_sd_configs"][0]["names"]) == IMAGES
+
+
+def test_compose_the_store_is_not_published_and_nothing_has_a_password():
     assert "ports" not in COMPOSE["services"]["qdrant"]
     assert "PASSWORD" not in str(COMPOSE)
 
 
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_compose_every_service_is_confined_limited_and_checked(name):
+    service = COMPOSE["services"][name]
+    assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    assert "mem_limit" in service
+    is_checked_by_image = name in IMAGES
+    assert is_checked_by_image or service["healthcheck"]["test"][0] == "CMD"
+
+
 @pytest.mark.parametrize("name", ["prometheus", "grafana"])
-def test_compose_watchers_are_confined_checked_and_on_loopback_and_their_files_exist(name):
+def test_compose_watchers_are_on_loopback_and_their_files_exist(name):
     service = COMPOSE["services"][name]
 
-    assert service["profiles"] == ["observe"]
-    assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
-    assert service["healthcheck"]["test"][0] == "CMD"
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
     mounted = [volume.split(":")[0] for volume in service["volumes"] if volume.startswith("./")]
     assert mounted
