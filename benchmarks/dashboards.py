@@ -151,9 +151,9 @@ def provoke(service: Service) -> None:
 
 
 def store_process(service: Service) -> psutil.Process:
-    """The embedded store: the child that is not the worker."""
-    worker = service.worker()
-    return next(child for child in psutil.Process(service.process.pid).children() if child != worker)
+    """The embedded store: the child that no nursery bore."""
+    children = psutil.Process(service.process.pid).children()
+    return next(child for child in children if "service.child" in child.cmdline())
 
 
 def dashboards() -> list[tuple[str, dict[str, Any]]]:

@@ -36,8 +36,8 @@ class Service:
             return False
 
     def worker(self) -> psutil.Process:
-        """The encoder worker: the child that has loaded a model, so the largest."""
-        return max(psutil.Process(self.process.pid).children(), key=lambda child: child.memory_info().rss)
+        """The encoder worker: the descendant that has loaded a model, so the largest."""
+        return max(psutil.Process(self.process.pid).children(recursive=True), key=lambda child: child.memory_info().rss)
 
 
 @contextmanager

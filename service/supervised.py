@@ -8,16 +8,15 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import socket
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from service.errors import ConfigurationError, DeadlineExceededError, EoseekError, NotReadyError, error_from_code
 from service.frames import LENGTH, pack, unpack
 from service.logs import current_format
+from service.nursery import Nursery, Process, execute
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +46,7 @@ class Supervised:
         hang_seconds: float | None = None,
         failure: type[EoseekError] = NotReadyError,
         on_event: Callable[[str], None] | None = None,
+        preload: Sequence[str] = (),
     ) -> None:
         """Nothing runs before `start`.
 
@@ -60,6 +60,7 @@ class Supervised:
                 None leaves that to the caller.
             failure: what an exception that is no EoseekError arrives as.
             on_event: told "died", "restarted" and "restart_failed", on the event loop.
+            preload: modules that a process imports once, which then forks the children; see `service.nursery`.
         """
         self._hello = [target, config]
         self._name = name
@@ -68,6 +69,7 @@ class Supervised:
         self._hang_seconds = hang_seconds
         self._failure = failure
         self._on_event = on_event or (lambda _: None)
+        self._nursery = Nursery.of(preload)
         self._child: _Child | None = None
         self._ready = asyncio.Event()
         self._is_stopped = False
@@ -91,7 +93,11 @@ class Supervised:
         Raises:
             ConfigurationError: building failed or took too long, or the child died of it; the detail is one line.
         """
-        child = await self._spawn()
+        try:
+            child = await self._spawn()
+        except BaseException:
+            await self._close_nursery()
+            raise
         self._is_stopped = False
         self._adopt(child)
         self._watch = asyncio.create_task(self._keep_alive(child), name=f"supervise {self._name}")
@@ -157,23 +163,31 @@ class Supervised:
         child, self._child = self._child, None
         if child is not None:
             await child.end()
+        await self._close_nursery()
+
+    async def _close_nursery(self) -> None:
+        if self._nursery is not None:
+            await self._nursery.close()
 
     async def _spawn(self) -> "_Child":
         """A child whose handler is built. Raises ConfigurationError; leaves no process behind when it fails."""
-        child = await _Child.spawn(self._name, self._hang_seconds)
+        child = None
         try:
             async with asyncio.timeout(self._start_timeout_seconds):
+                child = await _Child.spawn(self._name, self._hang_seconds, self._nursery)
                 status, *answer = await child.hello([*self._hello, current_format()])
         except TimeoutError:
-            await child.end(grace_seconds=0)
+            if child is not None:
+                await child.end(grace_seconds=0)
             raise ConfigurationError(
                 f"{self._name} did not start within {self._start_timeout_seconds:g} s; raise its start timeout"
             ) from None
         except (asyncio.IncompleteReadError, ConnectionError):
-            exit_code = await child.end()
-            raise ConfigurationError(f"{self._name} ended with exit code {exit_code} while it started") from None
+            with_code = f" with exit code {await child.end()}" if child is not None else ""
+            raise ConfigurationError(f"{self._name} ended{with_code} while it started") from None
         except BaseException:
-            await child.end(grace_seconds=0)
+            if child is not None:
+                await child.end(grace_seconds=0)
             raise
         if status == "ok":
             return child
@@ -220,7 +234,7 @@ class _Child:
     def __init__(
         self,
         name: str,
-        process: asyncio.subprocess.Process,
+        process: Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         hang_seconds: float | None,
@@ -235,18 +249,16 @@ class _Child:
         self._writer = writer
 
     @classmethod
-    async def spawn(cls, name: str, hang_seconds: float | None) -> "_Child":
+    async def spawn(cls, name: str, hang_seconds: float | None, nursery: Nursery | None) -> "_Child":
         ours, theirs = socket.socketpair()
         with theirs:
             reader, writer = await asyncio.open_unix_connection(sock=ours, limit=_READ_LIMIT)
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-P", "-m", "service.child", str(theirs.fileno())),
-                    pass_fds=(theirs.fileno(),),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-                    start_new_session=True,  # Ctrl-C in a terminal reaches the parent only, which decides
-                )
+                process: Process
+                if nursery is not None:
+                    process = await nursery.bear(theirs.fileno())
+                else:
+                    process = await execute("service.child", theirs)
             except BaseException:
                 writer.close()
                 raise

@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import hashlib
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -161,6 +162,12 @@ class EchoHandler:
 
     def unpackable(self, kind: str) -> Any:
         return {"object": object(), "surrogate": "\ud800", "huge": 2**70}[kind]
+
+    def parent_pid(self) -> int:
+        return os.getppid()
+
+    def has_imported(self, module: str) -> bool:
+        return module in sys.modules
 
     def exit(self, exit_code: int) -> None:
         os._exit(exit_code)

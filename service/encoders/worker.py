@@ -115,6 +115,7 @@ class WorkerEncoder:
             start_timeout_seconds=start_timeout_seconds,
             failure=EncoderError,
             on_event=self._note_event,
+            preload=() if "factory" in options else (_TORCH.partition(":")[0],),
         )
         self._restart_wait_seconds = restart_wait_seconds
         self._hang_seconds = hang_seconds

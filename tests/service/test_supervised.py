@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 import uvloop
 
@@ -40,7 +41,7 @@ class Events:
             pass
 
 
-def make(events=None, start_timeout_seconds=LIMIT_SECONDS, hang_seconds=None, **config):
+def make(events=None, start_timeout_seconds=LIMIT_SECONDS, hang_seconds=None, preload=(), **config):
     return Supervised(
         "tests.fakes:build_echo",
         config,
@@ -50,6 +51,7 @@ def make(events=None, start_timeout_seconds=LIMIT_SECONDS, hang_seconds=None, **
         hang_seconds=hang_seconds,
         failure=EncoderError,
         on_event=events,
+        preload=preload,
     )
 
 
@@ -427,3 +429,95 @@ def test_supervised_parent_killed_leaves_no_orphan(method, args):
 def test_supervised_imports_nothing_heavy():
     program = "import sys, service.supervised; print([m for m in ('torch', 'fastapi', 'pydantic') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
+
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="a nursery needs pidfd")
+
+
+@needs_linux
+def test_supervised_nursery_children_have_its_imports_and_are_born_again():
+    async def test():
+        events = Events()
+        async with running(events, preload=["colorsys"]) as child:
+            first, nursery = child.pid, await child.call("parent_pid")
+            assert nursery not in (os.getpid(), first)
+            assert await child.call("has_imported", "colorsys")
+            os.kill(first, signal.SIGKILL)
+            await events.until("restarted")
+            assert child.pid != first
+            assert await child.call("parent_pid") == nursery
+            assert await child.call("echo", 1) == [1]
+
+    run(test)
+
+
+@needs_linux
+def test_supervised_nursery_killed_is_started_again_with_its_child():
+    async def test():
+        events = Events()
+        async with running(events, preload=["colorsys"]) as child:
+            nursery = await child.call("parent_pid")
+            os.kill(nursery, signal.SIGKILL)
+            await events.until("restarted")
+            assert await child.call("parent_pid") not in (nursery, os.getpid())
+
+    run(test)
+
+
+@needs_linux
+def test_supervised_nursery_exit_code_of_a_child_is_told(caplog):
+    async def test():
+        events = Events()
+        async with running(events, preload=["colorsys"]) as child:
+            with pytest.raises(ChildDiedError):
+                await child.call("exit", 7)
+            await events.until("restarted")
+
+    run(test)
+    assert "ended with exit code 7" in caplog.text
+
+
+@needs_linux
+def test_supervised_nursery_stop_and_a_failed_start_leave_no_process():
+    async def test():
+        async with running(preload=["colorsys"]) as child:
+            pids = [child.pid, await child.call("parent_pid")]
+        assert not any(map(is_alive, pids))
+        before = psutil.Process().children(recursive=True)
+        with pytest.raises(ConfigurationError):
+            await make(preload=["colorsys"], build="refuse").start()
+        assert psutil.Process().children(recursive=True) == before
+
+    run(test)
+
+
+@needs_linux
+def test_supervised_nursery_import_that_hangs_ends_with_the_start_timeout(tmp_path, monkeypatch):
+    (tmp_path / "hanging.py").write_text("import threading\nthreading.Event().wait()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    async def test():
+        child = make(start_timeout_seconds=1.0, preload=["hanging"])
+        with pytest.raises(ConfigurationError, match="did not start within 1 s"):
+            await child.start()
+        assert psutil.Process().children(recursive=True) == []
+
+    run(test)
+
+
+@needs_linux
+def test_supervised_nursery_import_that_fails_is_the_child_s_affair():
+    async def test():
+        async with running(preload=["tests.no_such_module"]) as child:
+            assert await child.call("echo", 1) == [1]
+
+    run(test)
+
+
+@needs_linux
+def test_supervised_nursery_parent_killed_leaves_no_orphan():
+    program = PARENT.replace("METHOD", "'echo'").replace("ARGS", "(1,)").replace("name=", "preload=['json'], name=")
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        assert int(parent.stdout.readline()) > 0
+        parent.kill()
+        assert parent.stdout.read() == b""

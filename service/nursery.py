@@ -1,0 +1,219 @@
+"""Children that start at once: a process that has imported their libraries, and done nothing else, forks them.
+
+Importing torch and transformers takes a core some seconds, more than all else that a lost encoder worker has to do
+again. The nursery has no thread of its own, no setting and no model, so what it forks is just past its imports; its
+pages are shared with its children. Linux only: `Nursery.of` gives None elsewhere, and children are started one by one.
+
+To the nursery goes a byte with a child's socket; back come frames [process id, None] for a birth and [process id, exit
+code] for a death. A dead child stays a zombie until the next birth, so that its id is no one else's before all know.
+"""
+
+import asyncio
+import contextlib
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Iterable, Sequence
+from typing import NoReturn, Protocol
+
+from service import child
+from service.frames import LENGTH, pack, unpack
+
+_EXIT_SECONDS = 1.0  # from end of file to SIGKILL
+
+
+class Process(Protocol):
+    """What is asked of a child's process, as `asyncio.subprocess.Process` has it."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        ...
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        ...
+
+    async def wait(self) -> int:
+        """The exit code, once there is one."""
+        ...
+
+
+class Nursery:
+    """The parent's side, on one event loop. Started with the first birth, and again after its end."""
+
+    def __init__(self, modules: Sequence[str]) -> None:
+        """`modules` are imported before the first birth; one that cannot be is left for its child to complain of."""
+        self._modules = modules
+        self._birth = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
+        self._connection: socket.socket | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._newborn: asyncio.Future[_Born] | None = None
+        self._alive: dict[int, _Born] = {}
+
+    @staticmethod
+    def of(modules: Sequence[str]) -> "Nursery | None":
+        """One for these modules, where there are some and the system can."""
+        return Nursery(modules) if modules and sys.platform == "linux" else None
+
+    async def bear(self, fd: int) -> Process:
+        """A child of `service.child` on this socket. Raises ConnectionError where the nursery ended before that."""
+        async with self._birth:
+            if self._listener is None or self._listener.done():
+                await self.close()
+                await self._open()
+            assert self._connection is not None
+            self._newborn = asyncio.get_running_loop().create_future()
+            try:
+                socket.send_fds(self._connection, [b"\0"], [fd])
+                return await self._newborn
+            except BaseException:
+                await self.close()  # else what is still born would be taken for the next one
+                raise
+
+    async def close(self) -> None:
+        """End the nursery and with it what it bore. Repeating it does nothing."""
+        if self._listener is not None:
+            self._listener.cancel()  # which closes the socket
+            await asyncio.gather(self._listener, return_exceptions=True)
+            self._listener = None
+        process, self._process = self._process, None
+        if process is not None:
+            try:
+                async with asyncio.timeout(_EXIT_SECONDS):
+                    await process.wait()
+            except TimeoutError:  # it imports
+                process.kill()
+                await process.wait()
+
+    async def _open(self) -> None:
+        self._connection, theirs = socket.socketpair()
+        with theirs:
+            reader, writer = await asyncio.open_unix_connection(sock=self._connection)
+            try:
+                self._process = await execute(__name__, theirs, *self._modules)
+            except BaseException:
+                writer.close()
+                raise
+        self._listener = asyncio.create_task(self._listen(reader, writer), name="nursery")
+
+    async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Until the nursery is gone, and its children with it."""
+        try:
+            while True:
+                (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+                pid, exit_code = unpack(await reader.readexactly(length))
+                if exit_code is not None:
+                    self._alive.pop(pid).end(exit_code)
+                    continue
+                self._alive[pid] = _Born(pid)
+                assert self._newborn is not None
+                self._newborn.set_result(self._alive[pid])
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+            while self._alive:
+                self._alive.popitem()[1].end(-signal.SIGKILL)
+            if self._newborn is not None and not self._newborn.done():
+                self._newborn.set_exception(ConnectionError("the nursery ended"))
+
+
+class _Born:
+    """A child of the nursery."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._is_over = asyncio.Event()
+
+    def kill(self) -> None:
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    async def wait(self) -> int:
+        await self._is_over.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+    def end(self, exit_code: int) -> None:
+        self.returncode = exit_code
+        self._is_over.set()
+
+
+async def execute(module: str, connection: socket.socket, *arguments: str) -> asyncio.subprocess.Process:
+    """Start `python -m module FD ARGUMENTS` with the descriptor of this socket."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", module, str(connection.fileno()), *arguments),
+        pass_fds=(connection.fileno(),),
+        stdin=asyncio.subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,  # Ctrl-C in a terminal reaches the parent only, which decides
+    )
+
+
+def main(fd: int, modules: Sequence[str]) -> NoReturn:
+    """Import, then fork a child for each socket that comes, until the parent is gone."""
+    child.leave_the_end_to_the_parent()
+    connection = socket.socket(fileno=fd)
+    connection.set_inheritable(False)
+    for module in modules:
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+    gc.freeze()  # else the collector writes to the pages that are shared
+    running: dict[int, int] = {}  # process ids by a descriptor that is readable when the process is over
+    dead: list[int] = []
+    while True:
+        readable, _, _ = select.select([fd, *running], [], [])
+        for each in readable:
+            if each != fd:
+                pid = running.pop(each)
+                os.close(each)
+                over = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+                assert over is not None
+                code = over.si_status if over.si_code == os.CLD_EXITED else -over.si_status
+                connection.sendall(pack([pid, code]))
+                dead.append(pid)
+                continue
+            asked, fds, _, _ = socket.recv_fds(connection, 1, 1)
+            if not asked:
+                _end(running.values(), dead)
+            while dead:
+                os.waitpid(dead.pop(), 0)
+            pid = os.fork()
+            if pid == 0:
+                _be_born(fds[0], [connection.detach(), *running])
+            os.close(fds[0])
+            running[os.pidfd_open(pid)] = pid
+            connection.sendall(pack([pid, None]))
+
+
+def _end(running: Iterable[int], dead: Iterable[int]) -> NoReturn:
+    """With all children, none of which is left as a zombie to a first process that may reap none."""
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
+    for pid in (*running, *dead):
+        os.waitpid(pid, 0)
+    os._exit(0)
+
+
+def _be_born(fd: int, inherited: Sequence[int]) -> NoReturn:
+    """What is the nursery's alone is closed; its own is one socket, as if started by itself."""
+    for each in inherited:
+        os.close(each)
+    try:
+        child.main(fd)
+    finally:
+        os._exit(1)  # never back into the nursery's loop
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])
