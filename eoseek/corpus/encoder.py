@@ -1,9 +1,9 @@
 """What encodes parts in one process, be it the command's own or an actor's."""
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eoseek.corpus.documents import CorpusDocument, ForwardReader, Part
 from eoseek.corpus.output import Output, Recipe
@@ -74,9 +74,11 @@ class PartEncoder:
 
 def _load(job: Job) -> Encoder:
     recipe = job.recipe
-    options = {"dtype": recipe.dtype, "max_length": recipe.max_length, "fingerprint": recipe.fingerprint}
+    options: dict[str, Any] = {"dtype": recipe.dtype, "max_length": recipe.max_length, "fingerprint": recipe.fingerprint}
     if recipe.backend == "torch":
-        options |= {"device": job.device, "threads": job.threads}
-    module = importlib.import_module(f"service.encoders.{recipe.backend}_encoder")
-    encoder: Encoder = module.load_encoder(job.checkpoint, **options)
-    return encoder
+        from service.encoders.torch_loading import load_encoder
+
+        return load_encoder(job.checkpoint, device=job.device, threads=job.threads, **options)
+    from service.encoders.vllm_encoder import load_encoder as load_by_vllm
+
+    return load_by_vllm(job.checkpoint, **options)
