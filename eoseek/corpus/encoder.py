@@ -74,7 +74,8 @@ class PartEncoder:
 
 def _load(job: Job) -> Encoder:
     recipe = job.recipe
-    options: dict[str, Any] = {"dtype": recipe.dtype, "max_length": recipe.max_length, "fingerprint": recipe.fingerprint}
+    options: dict[str, Any] = {"dtype": recipe.dtype, "max_length": recipe.max_length}
+    options["fingerprint"] = recipe.fingerprint
     if recipe.backend == "torch":
         from service.encoders.torch_loading import load_encoder
 
