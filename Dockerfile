@@ -1,8 +1,8 @@
 # Two images from the same steps:
 #   docker build --target cpu -t eoseek .          torch
 #   docker build --target gpu -t eoseek:gpu .      vLLM on CUDA; the machine brings NVIDIA's container toolkit
-# --build-arg CHECKPOINT=default puts a checkpoint into the image; without it the first start pulls it into the volume
-# /cache. For the cpu image give pip the index that holds torch's build without CUDA: --build-arg PIP_EXTRA_INDEX_URL=...
+# --build-arg CHECKPOINT=default puts a checkpoint into the image, another than the default to be named at start too, by
+# EOSEEK_ENCODER__CHECKPOINT; without it the first start pulls it into the volume /cache. For the cpu image give pip the index that holds torch's build without CUDA: --build-arg PIP_EXTRA_INDEX_URL=...
 ARG PYTHON_VERSION=3.11
 
 # the full image brings make and a C compiler, and both stay in it

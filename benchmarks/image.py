@@ -224,7 +224,7 @@ def serves_a_search(builder: Builder, image: Image) -> bool:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
             documents = [{"id": "merge", "text": "heapq.merge joins sorted inputs"}, {"id": "sky", "text": "Clouds."}]
             client.post("/documents", json={"documents": documents}).raise_for_status()
-            hits = client.post("/search", json={"query": "merge two sorted lists"}).raise_for_status().json()["hits"]
+            hits = client.post("/search", json={"query": "merge two sorted lists"}).raise_for_status().json()["results"]
     finally:
         process.send_signal(signal.SIGTERM)
         code = process.wait(timeout=60)

@@ -61,7 +61,7 @@ class Nursery:
     @staticmethod
     def of(modules: Sequence[str]) -> "Nursery | None":
         """One for these modules, where there are some and the system can."""
-        return Nursery(modules) if modules and sys.platform == "linux" else None
+        return Nursery(modules) if modules and _has_pidfd() else None
 
     async def bear(self, fd: int) -> Process:
         """A child of `service.child` on this socket. Raises ConnectionError where the nursery ended before that."""
@@ -124,6 +124,17 @@ class Nursery:
                 self._alive.popitem()[1].end(-signal.SIGKILL)
             if self._newborn is not None and not self._newborn.done():
                 self._newborn.set_exception(ConnectionError("the nursery ended"))
+
+
+def _has_pidfd() -> bool:
+    """Linux from 5.3 on, where no sandbox forbids it."""
+    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
+        return False
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:
+        return False
+    return True
 
 
 class _Born:
