@@ -4,7 +4,9 @@ import asyncio
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import httpx
@@ -40,12 +42,16 @@ def soak(
     """Memory, descriptors, threads: what they grow by is within their noise; p99 of the last window as of the first."""
     cache_bytes = str(BatchingSettings().cache_bytes)  # as users have it, since it must not grow either
     with lab.instance("soak", checkpoint, batching__cache_bytes=cache_bytes) as instance:
-        seen = asyncio.run(_run(instance, 60 * minutes, per_second))
+        seen = asyncio.run(_run(instance, 60 * minutes, per_second, max(1, round(60 * window_minutes * per_second))))
     growths = {name: growth(seen.at, values) for name, values in seen.samples.items()}
     end = 60 * minutes
     warm = _WARM_SHARE * end
     first = [each for moment, each in seen.answers if warm <= moment < warm + 60 * window_minutes]
     last = [each for moment, each in seen.answers if moment >= end - 60 * window_minutes]
+    windows = [
+        [each for moment, each in seen.answers if begin <= moment < begin + 60 * window_minutes]
+        for begin in np.arange(0, end, 60 * window_minutes)
+    ]
     failed = {status: number for status, number in seen.statuses.items() if status != "200"}
     return Result(
         done=f"{sum(seen.statuses.values())} calls of five kinds, {per_second:g} a second for {minutes:g} minutes, "
@@ -63,7 +69,13 @@ def soak(
                 " ms",
             ),
         ],
-        figures={"growth": {name: vars(each) for name, each in growths.items()}, "statuses": dict(seen.statuses)},
+        figures={
+            "growth": {name: vars(each) for name, each in growths.items()},
+            "statuses": dict(seen.statuses),
+            "p50_and_p99_ms": [
+                [round(1000 * percentile(each, share)) for share in (0.5, 0.99)] if each else None for each in windows
+            ],
+        },
     )
 
 
@@ -89,9 +101,10 @@ def growth(at: list[float], values: list[float]) -> Growth:
     return Growth(start=float(slope * begin + level), grown=float(slope * (end - begin)), noise=2 * scatter)
 
 
-async def _run(instance: Instance, seconds: float, per_second: float) -> _Seen:
+async def _run(instance: Instance, seconds: float, per_second: float, period: int) -> _Seen:
+    """The same `period` calls over and over: windows of that length differ in the service, not in what was drawn."""
     seen = _Seen()
-    calls = _calls()
+    calls = list(islice(_calls(), period))
     async with httpx.AsyncClient(base_url=instance.url, timeout=120) as client:
         start, tasks, number = time.perf_counter(), set[asyncio.Task[None]](), 0
         next_sample = 0.0
@@ -100,7 +113,7 @@ async def _run(instance: Instance, seconds: float, per_second: float) -> _Seen:
                 await asyncio.to_thread(_sample, instance, now, seen)
                 next_sample += max(0.5, min(10.0, seconds / 60))
             if number <= now * per_second:
-                task = asyncio.create_task(_call(client, calls(), seen, start))
+                task = asyncio.create_task(_call(client, calls[number % period], seen, start))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 number += 1
@@ -109,8 +122,8 @@ async def _run(instance: Instance, seconds: float, per_second: float) -> _Seen:
     return seen
 
 
-def _calls() -> Any:
-    """A function that gives the next call: searches, embeddings, writes, reads and deletes of a hundred documents."""
+def _calls() -> Iterator[tuple[str, str, Any]]:
+    """Searches, embeddings, writes, reads and deletes of a hundred documents, without an end."""
     generator = random.Random(7)
     texts = texts_of_lengths([generator.choice((4, 8, 12, 30, 60, 120)) for _ in range(300)], seed=7)
 
@@ -128,7 +141,8 @@ def _calls() -> Any:
         lambda: ("GET", f"/documents/d{generator.randrange(100)}", None),
         lambda: ("DELETE", f"/documents/d{generator.randrange(100)}", None),
     ]
-    return lambda: generator.choice(kinds)()
+    while True:
+        yield generator.choice(kinds)()
 
 
 async def _call(client: httpx.AsyncClient, call: tuple[str, str, Any], seen: _Seen, start: float) -> None:
