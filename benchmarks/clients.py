@@ -138,15 +138,18 @@ def is_same_ranking(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> 
     return all(abs(scores.get(hit["id"], floor) - hit["score"]) <= 1e-4 for hit in left)
 
 
-def kill_worker(service: Service, times: int) -> list[float]:
-    """kill -9 the encoder worker, wait until ready again. Returns the seconds that each took."""
+def kill_worker(service: Service, times: int, *, max_work_seconds: float = 1.0) -> list[float]:
+    """kill -9 the encoder worker after a second of work or more, wait until ready again. Seconds that each took."""
+    generator = random.Random(3)
     recoveries = []
     for _ in range(times):
-        time.sleep(1.0)
+        time.sleep(generator.uniform(1.0, max_work_seconds))
         service.worker().kill()
-        while service.is_ready():
+        killed = time.perf_counter()
+        while service.is_ready() and time.perf_counter() < killed + 1:  # not seen where it is back at once
             time.sleep(0.01)
-        recoveries.append(wait_until_ready(service))
+        wait_until_ready(service)
+        recoveries.append(time.perf_counter() - killed)
     return recoveries
 
 

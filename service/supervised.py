@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _READ_LIMIT = 2**24  # bytes; asyncio's default of 64 KiB would pause the socket hundreds of times per frame
 _FIRST_BACKOFF_SECONDS = 0.1
+_PROVEN_SECONDS = 1.0  # of answers: whoever dies of its first calls is not to be started over and over
 _EXIT_SECONDS = 2.0  # from end of file to SIGKILL; a child that does not hold the GIL needs milliseconds
 
 
@@ -33,7 +34,7 @@ class ChildDiedError(NotReadyError):
 
 
 class Supervised:
-    """A handler object in a child process, called by method name, restarted with back-off until `stop`."""
+    """A handler object in a child process, called by method name, restarted until `stop`, with back-off if need be."""
 
     def __init__(
         self,
@@ -55,7 +56,8 @@ class Supervised:
             config: plain values, see `frames.pack`.
             name: what messages and logs call the child.
             start_timeout_seconds: limit for spawning the process and building the handler.
-            max_backoff_seconds: longest pause between restarts; a child that lived longer is restarted at once.
+            max_backoff_seconds: longest pause between restarts; a child that lived longer, or had answered calls for a
+                second, is restarted at once.
             hang_seconds: a child that has answered nothing for so long while calls wait is killed, and started again;
                 None leaves that to the caller.
             failure: what an exception that is no EoseekError arrives as.
@@ -209,7 +211,8 @@ class Supervised:
             self._child = None
             log.warning("%s ended with exit code %s; it is started again", self._name, await child.end())
             self._on_event("died")
-            if time.monotonic() - born > self._max_backoff_seconds:
+            lived = time.monotonic() - born
+            if lived > self._max_backoff_seconds or (child.has_answered and lived > _PROVEN_SECONDS):
                 backoff_seconds = 0.0
             child, backoff_seconds = await self._respawn(backoff_seconds)
             self.num_restarts += 1
@@ -242,6 +245,7 @@ class _Child:
         self.name = name
         self.process = process
         self.pending: dict[int, asyncio.Future[list[Any]]] = {}
+        self.has_answered = False
         self._hang_seconds = hang_seconds
         self._num_unanswered = 0  # those that were given up included: a hung child outlasts every deadline
         self._alarm: asyncio.TimerHandle | None = None
@@ -291,6 +295,7 @@ class _Child:
         try:
             while True:
                 call_id, *outcome = await self._receive()
+                self.has_answered |= outcome[0] == "ok"
                 self._num_unanswered -= 1
                 self._set_alarm()
                 future = self.pending.get(call_id)

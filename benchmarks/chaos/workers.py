@@ -12,6 +12,7 @@ from benchmarks.chaos.results import Result, at_least, at_most, zero
 from benchmarks.clients import LIMIT_SECONDS, Request, distinct_requests, fill, kill_worker, run_client
 
 _MAX_RECOVERY_SECONDS = 10.0
+_MAX_WORK_SECONDS = 8.0  # between a recovery and the next kill, so that there are answers to compare
 
 
 def worker_killed(lab: Lab, *, kills: int = 30, clients: int = 16, checkpoint: str = "default") -> Result:
@@ -48,7 +49,9 @@ async def _measure(instance: Instance, kills: int, num_clients: int) -> tuple[Co
             for number in range(num_clients)
         ]
         try:
-            recoveries = await asyncio.to_thread(kill_worker, instance.service, kills)
+            recoveries = await asyncio.to_thread(
+                kill_worker, instance.service, kills, max_work_seconds=_MAX_WORK_SECONDS
+            )
         finally:
             is_over.set()
             await asyncio.gather(*load)

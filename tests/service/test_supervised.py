@@ -41,13 +41,20 @@ class Events:
             pass
 
 
-def make(events=None, start_timeout_seconds=LIMIT_SECONDS, hang_seconds=None, preload=(), **config):
+def make(
+    events=None,
+    start_timeout_seconds=LIMIT_SECONDS,
+    max_backoff_seconds=0.02,
+    hang_seconds=None,
+    preload=(),
+    **config,
+):
     return Supervised(
         "tests.fakes:build_echo",
         config,
         name="echo",
         start_timeout_seconds=start_timeout_seconds,
-        max_backoff_seconds=0.02,
+        max_backoff_seconds=max_backoff_seconds,
         hang_seconds=hang_seconds,
         failure=EncoderError,
         on_event=events,
@@ -174,6 +181,48 @@ def test_supervised_killed_child_fails_each_pending_call_once_and_is_restarted(l
             assert await child.call("echo", 1) == [1]
 
     run(test, loop_factory)
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses before restarts, noted instead of made."""
+    noted = []
+    respawn = Supervised._respawn
+
+    async def at_once(self, seconds):
+        noted.append(seconds)
+        child, _ = await respawn(self, 0.0)
+        return child, max(2 * seconds, supervised._FIRST_BACKOFF_SECONDS)
+
+    monkeypatch.setattr(Supervised, "_respawn", at_once)
+    return noted
+
+
+@pytest.mark.parametrize(
+    ("method", "proven_seconds", "expected"),
+    [
+        ("echo", 0.0, [0.0, 0.0, 0.0]),
+        ("echo", LIMIT_SECONDS, [0.0, 0.1, 0.2]),  # not for long enough
+        ("crash", 0.0, [0.0, 0.1, 0.2]),  # errors only
+        (None, 0.0, [0.0, 0.1, 0.2]),
+    ],
+)
+def test_supervised_killed_child_is_given_a_pause_unless_it_had_answered(
+    monkeypatch, pauses, method, proven_seconds, expected
+):
+    monkeypatch.setattr(supervised, "_PROVEN_SECONDS", proven_seconds)
+
+    async def test():
+        events = Events()
+        async with running(events, max_backoff_seconds=LIMIT_SECONDS) as child:
+            for _ in expected:
+                if method:
+                    await asyncio.gather(child.call(method, "x"), return_exceptions=True)
+                os.kill(child.pid, signal.SIGKILL)
+                await events.until("restarted")
+
+    run(test)
+    assert pauses == expected
 
 
 def test_supervised_killed_while_a_large_answer_is_under_way_is_restarted():
