@@ -41,9 +41,10 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def check_filter(value: Any) -> Filter:
-    """The filter, checked and in one spelling: clauses as lists, nulls dropped, datetimes in RFC 3339.
+    """The filter, checked and in one spelling: clauses as lists, none empty, nulls dropped, datetimes in RFC 3339.
 
-    An empty filter matches every document.
+    An empty filter matches every document. An empty clause is none: the engine thinks so of a `should` or `min_should`,
+    except inside `nested`, where no element would satisfy it.
 
     Args:
         value: parsed JSON.
@@ -126,10 +127,12 @@ class _Walk:
                 fields = _fields(content, inside, ("conditions", "min_count"), required=("conditions", "min_count"))
                 conditions = self._conditions(fields["conditions"], f"{inside}.conditions", depth, is_nested)
                 min_count = _integer(fields["min_count"], f"{inside}.min_count", least=1)
-                checked[clause] = {"conditions": conditions, "min_count": min_count}
+                if conditions:
+                    checked[clause] = {"conditions": conditions, "min_count": min_count}
             else:
                 conditions = [content] if isinstance(content, dict) else content
-                checked[clause] = self._conditions(conditions, inside, depth, is_nested)
+                if found := self._conditions(conditions, inside, depth, is_nested):
+                    checked[clause] = found
         return checked
 
     def _conditions(self, value: Any, place: str, depth: int, is_nested: bool) -> list[dict[str, Any]]:

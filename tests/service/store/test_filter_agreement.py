@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 from qdrant_client.local import payload_filters
@@ -48,6 +48,13 @@ def matching(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         runner.run(store.stop())
 
 
+EMPTY_CLAUSES = [
+    check_filter({"must": [{"nested": {"key": "e", "filter": clause}}, {"has_id": ["d0", "d1"]}]} | clause)
+    for clause in ({"should": []}, {"must_not": []}, {"min_should": {"conditions": [], "min_count": 1}})
+]
+
+
+@example(metadata=[{"e": [{}]}, {"e": []}], filters=EMPTY_CLAUSES)
 @settings(max_examples=NUM_CASES, deadline=None, database=None, derandomize=True)
 @given(
     metadata=st.lists(METADATA, min_size=1, max_size=6),

@@ -90,7 +90,7 @@ def test_check_filter_brings_spellings_together() -> None:
 def test_check_filter_of_a_checked_filter_changes_nothing() -> None:
     bounds = {"gt": "2024-05-01"}
     filter = {"must": [{"key": "a[].b", "is_empty": False}, {"key": "b", "range": bounds}, {"has_id": []}]}
-    once = check_filter(filter | {"min_should": {"conditions": [], "min_count": 1}})
+    once = check_filter(filter | {"min_should": {"conditions": [{"has_id": []}], "min_count": 1}, "should": []})
     assert check_filter(once) == once
 
 
@@ -163,6 +163,7 @@ METADATA = {
         ({"has_id": ["other", "d"]}, True),
         ({"has_id": ["other"]}, False),
         ({"should": []}, True),
+        ({"nested": {"key": "authors", "filter": {"should": []}}}, True),
     ],
 )
 def test_matches_condition(condition: dict[str, Any], expected: bool) -> None:
