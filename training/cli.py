@@ -8,11 +8,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from service.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -110,7 +113,9 @@ def export(
         list[str] | None,
         typer.Option("--python", help="Interpreter with another sentence-transformers, or with vLLM, repeatable."),
     ] = None,
-    push: Annotated[str | None, typer.Option(help="Upload to this hub repository.")] = None,
+    push: Annotated[
+        str | None, typer.Option(help="Upload to this hub repository, made private where there is none.")
+    ] = None,
 ) -> None:
     """Write a tuned checkpoint; several sources are averaged."""
     from training import export as exporting
@@ -126,6 +131,11 @@ def export(
     _prepare()
     if output is not None:
         output = _replaceable(output, "eoseek.json")
+    if push is not None:
+        with _hub(push) as hub:  # before the work, since names and tokens can be wrong
+            push = hub.create_repo(push, private=True, exist_ok=True).repo_id
+            hub.auth_check(push, write=True)
+    if output is not None:
         tuned = [exporting.load_tuned_model(source) for source in sources]
         if slerp is not None:
             tuned = [exporting.slerp(tuned, share=slerp)]
@@ -142,9 +152,20 @@ def export(
         for reader, cosine in exporting.verify(written, pythons=pythons or []).items():
             print(f"{cosine:.6f}  {reader}")
     if push is not None:
-        from huggingface_hub import upload_folder
+        with _hub(push) as hub:
+            _note(f"uploaded to {hub.upload_folder(repo_id=push, folder_path=written).commit_url}")
 
-        upload_folder(repo_id=push, folder_path=written)
+
+@contextmanager
+def _hub(repository: str) -> Iterator["HfApi"]:
+    """A client; ConfigurationError in a line for what the hub refuses, and where it is not reached."""
+    from huggingface_hub import HfApi
+
+    try:
+        yield HfApi()
+    except Exception as error:  # which HTTP library it speaks by, and so what it raises, changed between its versions
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigurationError(f"--push {repository}: {reason}; see `hf auth login` and HF_ENDPOINT") from error
 
 
 def _overrides(given: list[str] | None, data_root: Path | None) -> dict[str, str]:

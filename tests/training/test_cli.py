@@ -1,7 +1,11 @@
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
@@ -102,3 +106,102 @@ def test_output_that_holds_something_else_is_not_replaced(
 def test_export_replaces_what_it_wrote(tmp_path: Path, tiny_base: Path) -> None:
     for _ in range(2):
         assert _run("export", tiny_base, "--output", tmp_path / "out").exit_code == 0
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, Any]], list[str]]]:
+    """Starts a hub that gives these answers by method and path, 401 to all others; the calls that it got."""
+    calls: list[str] = []
+    answers: dict[str, Any] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            calls.append(f"{self.command} {self.path}")
+            found = answers.get(calls[-1])
+            body = json.dumps(found or {"error": "Invalid username or password."}).encode()
+            self.send_response(200 if found else 401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = answer
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def start(given: dict[str, Any]) -> list[str]:
+            answers.update(given)
+            return calls
+
+        yield start
+        server.shutdown()
+
+
+CREATED = {"POST /api/repos/create": {"url": "https://huggingface.co/we/mine"}}
+
+
+@pytest.mark.parametrize(
+    ("repository", "answers", "reason"),
+    [
+        ("we/mine", {}, "401"),
+        ("no such name", {}, "'no such name'"),
+        ("mine", CREATED, "401"),  # it is there, and may not be written to
+    ],
+)
+def test_export_push_that_is_refused_is_told_before_the_work(
+    tmp_path: Path,
+    tiny_base: Path,
+    hub: Callable[[dict[str, Any]], list[str]],
+    repository: str,
+    answers: dict[str, Any],
+    reason: str,
+) -> None:
+    calls = hub(answers)
+    with pytest.raises(ConfigurationError, match=f"--push {repository}: .*{reason}.*hf auth login"):
+        _run("export", tiny_base, "--output", tmp_path / "out", "--push", repository)
+    assert not (tmp_path / "out").exists()
+    assert not answers or calls[-1].startswith("GET /api/models/we/mine/auth-check")
+
+
+def test_export_push_without_a_hub_is_one_line(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # discard: nobody listens
+    with pytest.raises(ConfigurationError, match=r"^--push we/mine: .*HF_ENDPOINT$"):
+        _run("export", tiny_base, "--output", tmp_path / "out", "--push", "we/mine")
+
+
+def test_export_push_uploads_what_was_written_to_the_name_that_the_hub_gave(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    class FakeHub:
+        commit_url = "commit 1"
+        repo_id = "we/mine"
+
+        def create_repo(self, repository: str, *, private: bool, exist_ok: bool) -> "FakeHub":
+            calls.append(("create", repository, private, exist_ok))
+            return self
+
+        def auth_check(self, repository: str, *, write: bool) -> None:
+            calls.append(("check", repository, write))
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path) -> "FakeHub":
+            calls.append(("upload", repo_id, sorted(each.name for each in folder_path.iterdir())))
+            return self
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeHub)
+    exported = _run("export", tiny_base, "--output", tmp_path / "out", "--push", "mine")
+    assert "uploaded to commit 1" in exported.stderr
+    assert calls == [
+        ("create", "mine", True, True),
+        ("check", "we/mine", True),
+        ("upload", "we/mine", sorted(each.name for each in (tmp_path / "out").iterdir())),
+    ]
