@@ -65,7 +65,8 @@ def load_mixture(config: TrainingConfig) -> Mixture:
         key = config.data_path(each.path), each.split
         if key not in read:
             read[key] = list(read_examples(key[0], split=each.split))
-        examples = _selected(each, read[key])
+        chosen = _of_sources(each, read[key])
+        examples = _capped(chosen, each.max_examples)
         num_held = config.evaluation.held_out_queries if config.evaluation.every_steps else 0
         examples, held[each.name] = hold_out(examples, num_held)
         if len(examples) < config.batch_size:
@@ -78,26 +79,37 @@ def load_mixture(config: TrainingConfig) -> Mixture:
                 f"set {each.name}: no example has negatives, and without in-batch negatives there is nothing to "
                 "contrast; mine some, or set in_batch_negatives: true"
             )
-        sets.append(_training_set(each, examples, config))
+        queries = {example.query for example in examples}
+        # lines that the cap left out answer their query all the same
+        known = shared_positives(example for example in chosen if example.query in queries)
+        sets.append(_training_set(each, examples, known, config))
     corpus = held_out_corpus(held.values(), (each.examples for each in sets), config.evaluation.corpus_size)
     hashes = {each.path: hash_data(config.data_path(each.path)) for each in config.sets}
     return Mixture(sets=sets, held_out=HeldOut(corpus=corpus, queries=held), hashes=hashes)
 
 
-def _selected(config: SetConfig, examples: list[Example]) -> list[Example]:
+def _of_sources(config: SetConfig, examples: list[Example]) -> list[Example]:
     present = {each.source for each in examples}
     missing = [each for each in (*config.sources, *config.exclude_sources) if each not in present]
     if missing:
         raise DataError(f"set {config.name}: source {missing[0]!r} does not occur in {config.path}")
     if config.sources:
         examples = [each for each in examples if each.source in config.sources]
-    examples = [each for each in examples if each.source not in config.exclude_sources]
-    if config.max_examples is not None and len(examples) > config.max_examples:
-        examples = sorted(examples, key=lambda each: _rank(each.query, each.positives[0].text))[: config.max_examples]
-    return examples
+    return [each for each in examples if each.source not in config.exclude_sources]
 
 
-def _training_set(config: SetConfig, examples: list[Example], run: TrainingConfig) -> TrainingSet:
+def _capped(examples: list[Example], max_examples: int | None) -> list[Example]:
+    if max_examples is None or len(examples) <= max_examples:
+        return examples
+    return sorted(examples, key=lambda each: _rank(each.query, each.positives[0].text))[:max_examples]
+
+
+def _training_set(
+    config: SetConfig,
+    examples: list[Example],
+    shared: dict[str, frozenset[DocumentText]],
+    run: TrainingConfig,
+) -> TrainingSet:
     return TrainingSet(
         name=config.name,
         examples=examples,
@@ -108,7 +120,7 @@ def _training_set(config: SetConfig, examples: list[Example], run: TrainingConfi
         num_negatives=run.num_negatives if config.num_negatives is None else config.num_negatives,
         query_length=config.query_length or run.query_length,
         document_length=config.document_length or run.document_length,
-        shared_positives=shared_positives(examples),
+        shared_positives=shared,
     )
 
 

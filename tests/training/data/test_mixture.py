@@ -51,6 +51,18 @@ def test_shared_positives_join_the_lines_of_one_query() -> None:
     assert shared == {"q": {DocumentText("", "p"), DocumentText("", "r")}}
 
 
+def test_mixture_knows_answers_of_lines_that_were_not_chosen(
+    tmp_path: Path, make_config: Callable[..., TrainingConfig]
+) -> None:
+    rows = [{"query": f"q{index % 20}", "positive": f"p{index}"} for index in range(40)]
+    write_lines(tmp_path / "two.jsonl", rows)
+    sets = [{"name": "two", "path": "two.jsonl", "max_examples": 10}]
+    (two,) = load_mixture(make_config(sets=sets)).sets
+    for each in two.examples:
+        number = int(each.query[1:])
+        assert two.positives_of(each) == {DocumentText("", f"p{number}"), DocumentText("", f"p{number + 20}")}
+
+
 def test_mixture_ratio_follows_weight_and_size(tmp_path: Path, make_config: Callable[..., TrainingConfig]) -> None:
     rows = [{"query": f"q{index}", "positive": f"p{index}", "source": "ab"[index > 15]} for index in range(80)]
     write_lines(tmp_path / "two.jsonl", rows)
