@@ -2,10 +2,10 @@
 
     python -m benchmarks.dashboards [--seconds 30] [--checkpoint default]
 
-Starts a service and Prometheus (Debian's package `prometheus`) with the repository's rules, sends a light mixed load,
-provokes what is empty by nature (refused, late and failed requests, a killed worker, a store that stands still), and
-asks Prometheus for each expression. Exit code 1 when one gives no number. An alert is asked for what it compares, since
-a quiet one has no data.
+Starts a service, a second one that has it as its upstream, and Prometheus (Debian's package `prometheus`) with the
+repository's rules, sends a light mixed load, provokes what is empty by nature (refused, late and failed requests, a
+killed worker, a store that stands still), and asks Prometheus for each expression. Exit code 1 when one gives no
+number. An alert is asked for what it compares, since a quiet one has no data.
 """
 
 import argparse
@@ -45,14 +45,13 @@ def main() -> int:
     arguments = parser.parse_args()
     if shutil.which("prometheus") is None:
         parser.error("prometheus is not installed; Debian's package of that name has it")
-    settings = {
-        "encoder__checkpoint": arguments.checkpoint,
-        "encoder__threads": "1",
-        "encoder__max_length": "128",
-        "batching__max_queue_tokens": "256",
-        "store__timeout_seconds": "2",
-    }
-    with running_service(**settings) as service, running_prometheus(service.url) as prometheus:
+    model = {"encoder__checkpoint": arguments.checkpoint, "encoder__max_length": "128"}
+    settings = {"encoder__threads": "1", "batching__max_queue_tokens": "256", "store__timeout_seconds": "2"}
+    with (
+        running_service(**model, **settings) as service,
+        running_service(**model, encoder__backend="remote", encoder__urls=json.dumps([service.url])) as front,
+        running_prometheus(service.url, front.url) as prometheus,
+    ):
         load(service, arguments.seconds)
         provoke(service)
         time.sleep(QUIET_SECONDS)
@@ -68,14 +67,14 @@ def main() -> int:
 
 
 @contextmanager
-def running_prometheus(target: str) -> Iterator[str]:
-    """Prometheus with the repository's rules on a free port, scraping `target`; its URL."""
+def running_prometheus(*targets: str) -> Iterator[str]:
+    """Prometheus with the repository's rules on a free port, scraping `targets`; its URL."""
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text("utf-8"))
     config["global"] = {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"}
     config["rule_files"] = [str(DEPLOY / "prometheus" / name) for name in config["rule_files"]]
     job = config["scrape_configs"][0]
     del job["dns_sd_configs"]
-    job["static_configs"] = [{"targets": [urlsplit(target).netloc]}]
+    job["static_configs"] = [{"targets": [urlsplit(each).netloc for each in targets]}]
     with tempfile.TemporaryDirectory() as directory:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
