@@ -25,10 +25,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
-import psutil
 
 from benchmarks.bench.load import closed
-from benchmarks.running import Service, free_port, start_service, stop, texts_of_lengths, wait_until_ready, write_json
+from benchmarks.running import (
+    Service,
+    free_port,
+    processor_seconds,
+    start_service,
+    stop,
+    texts_of_lengths,
+    wait_until_ready,
+    write_json,
+)
 from service.metrics import Metrics
 
 MODES = {
@@ -78,12 +86,14 @@ def _nothing(*_: object, **__: object) -> None:
 
 
 @contextmanager
-def collector() -> Iterator[str]:
-    """Takes spans and forgets them; its address."""
+def collector(kept: list[bytes] | None = None) -> Iterator[str]:
+    """Takes spans, each call's as protobuf into `kept`; its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if kept is not None:
+                kept.append(body)
             self.send_response(200)
             self.end_headers()
 
@@ -117,13 +127,8 @@ def running(mode: str) -> Iterator[Service]:
             stop(service)
 
 
-def family(service: Service) -> list[psutil.Process]:
-    parent = psutil.Process(service.process.pid)
-    return [parent, *parent.children(recursive=True)]
-
-
 def send(service: Service, number: signal.Signals) -> None:
-    for process in family(service):
+    for process in service.family():
         process.send_signal(number)
 
 
@@ -137,16 +142,12 @@ def measure(services: dict[str, Service], arguments: argparse.Namespace, number:
         bodies = [json.dumps({"query": text}).encode() for text in texts]
         service = services[mode]
         send(service, signal.SIGCONT)
-        before = processor_seconds(service)
+        before = processor_seconds(service.family())
         loaded = closed(int(service.url.rsplit(":", 1)[1]), "/search", bodies, clients=arguments.clients)
-        spent = processor_seconds(service) - before
+        spent = processor_seconds(service.family()) - before
         send(service, signal.SIGSTOP)
         found[mode] = {"requests/s": len(bodies) / loaded.seconds, "processor ms": 1000 * spent / len(bodies)}
     return found
-
-
-def processor_seconds(service: Service) -> float:
-    return sum(times.user + times.system for times in (each.cpu_times() for each in family(service)))
 
 
 def report(rounds: list[dict[str, dict[str, float]]], file: Path | None) -> int:

@@ -37,7 +37,15 @@ class Service:
 
     def worker(self) -> psutil.Process:
         """The encoder worker: the descendant that has loaded a model, so the largest."""
-        return max(psutil.Process(self.process.pid).children(recursive=True), key=lambda child: child.memory_info().rss)
+        return max(self.family()[1:], key=lambda child: child.memory_info().rss)
+
+    def family(self, *, without_worker: bool = False) -> list[psutil.Process]:
+        """Its processes, the service's own first."""
+        parent = psutil.Process(self.process.pid)
+        processes = [parent, *parent.children(recursive=True)]
+        if without_worker:
+            processes.remove(self.worker())
+        return processes
 
 
 @contextmanager
@@ -79,6 +87,11 @@ def stop(service: Service) -> None:
     """Ends a service in order."""
     service.process.send_signal(signal.SIGTERM)
     service.process.wait(timeout=60)
+
+
+def processor_seconds(processes: Sequence[psutil.Process]) -> float:
+    """Of user and system, until now."""
+    return sum(times.user + times.system for times in (each.cpu_times() for each in processes))
 
 
 def free_port() -> int:
