@@ -39,11 +39,13 @@ class Calibration:
 
     `tokens` and `seconds` are points of the time of a batch, ascending; between them it is taken for linear, beyond the
     last as well. `ratios` are single measurements over that, which the simulation draws from; `overheads` is what a
-    request spends outside the batcher, in seconds.
+    request spends outside the batcher, in seconds. `handling_seconds` is by how much a request makes the batch longer
+    that runs while it comes, since the encoder's processors also parse, search and answer.
     """
 
     tokens: Sequence[float]
     seconds: Sequence[float]
+    handling_seconds: float = 0.0
     ratios: Sequence[float] = (1.0,)
     overheads: Sequence[float] = (0.0,)
 
@@ -62,6 +64,7 @@ class TimedEncoder:
 
     calibration: Calibration
     generator: random.Random
+    num_arrived: int = 0  # requests until now
     dimension: int = 1
     dtype: str = "none"
     num_parallel: int = 1
@@ -76,20 +79,27 @@ class TimedEncoder:
         """Nothing to end."""
 
     async def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
-        seconds = self.calibration.batch_seconds(sum(map(len, token_ids)))
+        seconds = self._drawn_seconds(token_ids)
         async with self._turn:
-            await asyncio.sleep(seconds * self.generator.choice(self.calibration.ratios))
+            while seconds > 0:  # what comes meanwhile makes it longer
+                num_before = self.num_arrived
+                await asyncio.sleep(seconds)
+                seconds = (self.num_arrived - num_before) * self.calibration.handling_seconds
         return np.zeros((len(token_ids), 1), dtype=np.float32)
 
     async def encode_in_background(self, token_ids: Sequence[TokenIds]) -> Embeddings:
-        seconds = self.calibration.batch_seconds(sum(map(len, token_ids))) * self.generator.choice(
-            self.calibration.ratios
-        )
+        seconds = self._drawn_seconds(token_ids)
         while seconds > 0:
+            num_before = self.num_arrived
             async with self._turn:
                 await asyncio.sleep(min(seconds, _PREEMPTION_SECONDS))
             seconds -= _PREEMPTION_SECONDS
+            seconds += (self.num_arrived - num_before) * self.calibration.handling_seconds
         return np.zeros((len(token_ids), 1), dtype=np.float32)
+
+    def _drawn_seconds(self, token_ids: Sequence[TokenIds]) -> float:
+        middle = self.calibration.batch_seconds(sum(map(len, token_ids)))
+        return middle * self.generator.choice(self.calibration.ratios)
 
 
 def poisson(*, per_second: float, seconds: float, seed: int) -> list[float]:
@@ -127,6 +137,7 @@ async def _run(
 
     async def answer(arrival: Arrival, overhead: float) -> float:
         await asyncio.sleep(arrival.seconds - loop.time())
+        encoder.num_arrived += 1
         try:
             await batcher.submit([range(arrival.num_tokens)], lane=arrival.lane)
         except OverloadedError:

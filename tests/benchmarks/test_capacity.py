@@ -47,6 +47,13 @@ def test_simulation_batches_what_waits_as_the_service_does():
     assert waits == pytest.approx([0.1, 0.3, 0.3, 0.3])
 
 
+def test_simulation_of_a_loaded_service_handles_requests_beside_batches():
+    """Three come while the first one's batch runs, and make it longer; nobody comes during theirs."""
+    arrivals = [Arrival(seconds=at, num_tokens=10) for at in (0.0, 0.01, 0.01, 0.01)]
+    waits = simulate(arrivals, Calibration(tokens=[10, 30], seconds=[0.1, 0.2], handling_seconds=0.01))
+    assert waits == pytest.approx([0.13, 0.33, 0.33, 0.33], rel=0.01)
+
+
 def test_simulation_lets_queries_pass_documents():
     documents = [Arrival(seconds=0.0, num_tokens=100, lane="document") for _ in range(20)]
     query = Arrival(seconds=0.01, num_tokens=10)
