@@ -68,6 +68,7 @@ def measure(data: Path, name: str, split: str) -> dict[str, Any]:
         "data": data.name,
         "checkpoint": checkpoint.name,
         "fingerprint": checkpoint.fingerprint,
+        "max_length": checkpoint.max_length,
         "metrics": evaluate(run, qrels),
         "documents_per_second": len(documents) / seconds,
         "run": run,

@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.running import running_service, write_json
 from eoseek.client import Client, EoseekClientError
+from service.encoders.checkpoint import load_checkpoint
 from training.evaluation.beir import read_corpus
 from training.evaluation.report import MAIN_METRIC
 
@@ -34,14 +35,17 @@ def main() -> int:
     parser.add_argument("--checkpoint", default="default", help="as EOSEEK_ENCODER__CHECKPOINT")
     parser.add_argument("--backend", default="torch", choices=["torch", "vllm"], help="as EOSEEK_ENCODER__BACKEND")
     parser.add_argument("--dtype", default="auto", help="as EOSEEK_ENCODER__DTYPE")
+    parser.add_argument("--max-length", type=int, help="as EOSEEK_ENCODER__MAX_LENGTH")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     reference = json.loads(arguments.reference.read_text())
-    settings = {name: getattr(arguments, name) for name in ("checkpoint", "backend", "dtype")}
-    with running_service(**{f"encoder__{name}": value for name, value in settings.items()}) as service:
+    checkpoint = load_checkpoint(arguments.checkpoint, max_length=arguments.max_length)
+    for name in ("fingerprint", "max_length"):
+        if (own := getattr(checkpoint, name)) != reference.get(name):
+            parser.error(f"{arguments.reference} was made with the {name} {reference.get(name)}, here it is {own}")
+    settings = {name: getattr(arguments, name) for name in ("checkpoint", "backend", "dtype", "max_length")}
+    with running_service(**{f"encoder__{name}": str(value) for name, value in settings.items() if value}) as service:
         result = measure(service.url, arguments.data)
-    if result["fingerprint"] != reference["fingerprint"]:
-        parser.error(f"{arguments.reference} was made with the checkpoint {reference['fingerprint']}, not this one")
     result["backend"] = arguments.backend
     result["reference"] = reference["metrics"]
     write_json(arguments.json, result)
@@ -83,6 +87,7 @@ def measure(url: str, data: Path) -> dict[str, Any]:
     return {
         "data": data.name,
         "fingerprint": info["fingerprint"],
+        "max_length": info["max_length"],
         "dtype": info["dtype"],
         "documents": len(documents),
         "found": found,
