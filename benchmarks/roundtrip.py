@@ -44,6 +44,7 @@ def main() -> int:
         if (own := getattr(checkpoint, name)) != reference.get(name):
             parser.error(f"{arguments.reference} was made with the {name} {reference.get(name)}, here it is {own}")
     settings = {name: getattr(arguments, name) for name in ("checkpoint", "backend", "dtype", "max_length")}
+    settings["memory_share"] = "0.4" if arguments.backend == "vllm" else None  # on processors it takes it at once
     with running_service(**{f"encoder__{name}": str(value) for name, value in settings.items() if value}) as service:
         result = measure(service.url, arguments.data)
     result["backend"] = arguments.backend

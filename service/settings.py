@@ -179,7 +179,9 @@ class EncoderSettings(Group):
     device: str = Field("auto", description="`cpu`, `cuda`, `cuda:1`; `auto` takes CUDA where there is one.")
     threads: int = Field(0, ge=0, description="CPU threads of the worker; 0 takes one a core.")
     tensor_parallel: int = Field(1, gt=0, description="GPUs that share the model; vLLM only.")
-    memory_share: float = Field(0.9, gt=0, le=1, description="Share of a GPU's memory that vLLM may take.")
+    memory_share: float = Field(
+        0.9, gt=0, le=1, description="Share of a GPU's memory that vLLM may take; on processors, of the main memory."
+    )
     max_length: int | None = Field(
         None, gt=1, description="Longest text in tokens, [EOS] included; default is the checkpoint's own."
     )

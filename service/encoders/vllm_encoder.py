@@ -73,7 +73,7 @@ def load_encoder(
         trust_remote_code: as `load_checkpoint`.
         fingerprint: what the caller's vectors belong to; None takes whatever is there.
         tensor_parallel: GPUs that share the model.
-        memory_share: of a GPU's memory that vLLM may take.
+        memory_share: of a GPU's memory that vLLM may take; of the main memory where it runs on processors.
     Raises:
         ConfigurationError: vLLM is not installed, or the checkpoint cannot be served; says why.
     """
@@ -107,7 +107,9 @@ def load_encoder(
             disable_log_stats=True,
         )
     except Exception as error:  # vLLM raises many kinds
-        raise ConfigurationError(f"checkpoint {checkpoint.path}: vLLM cannot load it: {error}") from error
+        # its own advice names an option that is not ours
+        advice = f"; EOSEEK_ENCODER__MEMORY_SHARE is {memory_share:g}" if "memory" in str(error).lower() else ""
+        raise ConfigurationError(f"checkpoint {checkpoint.path}: vLLM cannot load it: {error}{advice}") from error
     encoder = VllmEncoder(engine, dimension=checkpoint.dimension, dtype=chosen)
     if not checkpoint.probes:
         log.warning(
