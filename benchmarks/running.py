@@ -1,5 +1,6 @@
 """A real service in a child process, and the texts that the measurements send to it."""
 
+import functools
 import gzip
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +21,8 @@ import httpx
 import psutil
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+_reading = threading.Lock()  # Python 3.11 raises SystemError where two threads parse programs at once
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def free_port() -> int:
             return port
 
 
-def wait_until_ready(service: Service, limit_seconds: float = 120) -> float:
+def wait_until_ready(service: Service, limit_seconds: float = 600) -> float:
     """Seconds until /health/ready answers 200."""
     start = time.perf_counter()
     while not service.is_ready():
@@ -118,6 +122,12 @@ def wait_until_ready(service: Service, limit_seconds: float = 120) -> float:
 
 def real_texts() -> list[str]:
     """Abstracts of SciFact where the data is at hand, else docstrings of the standard library."""
+    with _reading:
+        return _read_texts()
+
+
+@functools.cache
+def _read_texts() -> list[str]:
     corpus = DATA / "scifact" / "corpus.jsonl.gz"
     if corpus.exists():
         with gzip.open(corpus, "rt", encoding="utf-8") as lines:
