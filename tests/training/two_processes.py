@@ -1,5 +1,7 @@
 """What one of two processes runs in `test_processes`: a gradient, or a whole run; started as a module."""
 
+import atexit
+import os
 import sys
 from pathlib import Path
 
@@ -54,4 +56,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "gradient":
         _share_gradient(Path(sys.argv[2]))
     else:
+        # handlers run last in first out: what `train` left for the end has run by then
+        atexit.register(lambda: os._exit(70) if dist.is_initialized() else None)
         train(load_config(Path(sys.argv[2])), resume=sys.argv[1] == "resume")
