@@ -27,6 +27,7 @@ class _Seen:
 
     at: list[float] = field(default_factory=list)
     samples: dict[str, list[float]] = field(default_factory=dict)
+    by_process: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     answers: list[tuple[float, float]] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
 
@@ -71,6 +72,11 @@ def soak(
         ],
         figures={
             "growth": {name: vars(each) for name, each in growths.items()},
+            "MiB_by_process": {
+                name: vars(growth(*map(list, zip(*samples, strict=True))))
+                for name, samples in seen.by_process.items()
+                if samples[0][0] < warm and samples[-1][0] > end / 2
+            },
             "statuses": dict(seen.statuses),
             "p50_and_p99_ms": [
                 [round(1000 * percentile(each, share)) for share in (0.5, 0.99)] if each else None for each in windows
@@ -159,9 +165,12 @@ async def _call(client: httpx.AsyncClient, call: tuple[str, str, Any], seen: _Se
 
 def _sample(instance: Instance, now: float, seen: _Seen) -> None:
     processes = instance.processes()
+    resident = [each.memory_info().rss / 2**20 for each in processes]
+    for process, value in zip(processes, resident, strict=True):
+        seen.by_process.setdefault(f"{process.pid} {' '.join(process.cmdline()[1:4])}", []).append((now, value))
     seen.at.append(now)
     values = {
-        "MiB": sum(each.memory_info().rss for each in processes) / 2**20,
+        "MiB": sum(resident),
         "descriptors": sum(each.num_fds() for each in processes),
         "threads": sum(each.num_threads() for each in processes),
     }
