@@ -3,10 +3,10 @@
     python -m benchmarks.capacity --plan [--documents 1e8 --queries-per-second 200 --quantization scalar ...]
     python -m benchmarks.capacity --measure [--seconds 60] [--shares 0.3 0.6 0.8] [--documents-per-second 0]
 
-`--plan` prints the table of docs/capacity.md and the lines that lead to it. `--measure` starts a service, measures it
-idle (the time of a batch, by its tokens, and the processor time of a request outside the encoder), sends searches at
-random times at shares of its capacity, and prints the p99 that the simulation of `benchmarks.queueing` gives for the
-same arrivals beside the measured one. It calibrates before and after each load, so that a machine whose speed drifts
+`--plan` prints the table of docs/capacity.md and the lines that lead to it. `--measure` starts a service, measures the
+time of a batch by its tokens, and how much longer requests make it that come meanwhile, sends searches at random times
+at shares of its capacity, and prints the p99 that the simulation of `benchmarks.queueing` gives for the same arrivals
+beside the measured one. It calibrates before and after each load, so that a machine whose speed drifts
 does less harm. Exit code 1 when a p99 is over 25 % off.
 """
 
@@ -16,29 +16,29 @@ import collections
 import gzip
 import json
 import math
-import os
 import random
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 
 from benchmarks.queueing import Arrival, Calibration, poisson, simulate
-from benchmarks.running import DATA, Service, processor_seconds, running_service, texts_of_lengths, write_json
+from benchmarks.running import DATA, Service, running_service, texts_of_lengths, write_json
 from benchmarks.sizing import COMPONENT_BYTES, Load, plan, table
 from service.encoders.checkpoint import Checkpoint, load_checkpoint
 
 MAX_DEVIATION = 0.25
 DOCUMENTS, QUERIES_PER_SECOND = (1e6, 1e8, 1e10), 200.0
-_TEXTS_PER_BATCH = (1, 1, 1, 2, 4, 8, 16, 32)  # of one calibration round
-_ROUNDS = 3
-_NUM_HANDLED = 30
+_TEXTS_PER_BATCH = (1, 1, 1, 2, 4, 8, 16, 32)  # of one turn, one after the other
+_CLIENTS, _QUERIES_PER_CLIENT = 24, 4  # of one turn
+_TURNS = 4
 
 
 def main() -> int:
@@ -110,84 +110,133 @@ class Request:
 
 
 async def measure(service: Service, checkpoint: Checkpoint, options: argparse.Namespace) -> list[dict[str, float]]:
-    """Each load between two calibrations."""
+    """Each load between two calibrations; what a request costs beside its encoding is that of all of them."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    results = []
     async with httpx.AsyncClient(base_url=service.url, timeout=120, limits=limits) as client:
-        await calibrate(client, service, checkpoint, seed=0)  # warms up
-        before = await calibrate(client, service, checkpoint, seed=1)
+        await ask(client, checkpoint, seed=0)  # warms up
+        asked = [await ask(client, checkpoint, seed=seed) for seed in (1, 2)]
+        highest = capacity(calibrate(asked))
+        sent = []
         for number, share in enumerate(options.shares):
-            rate = share * capacity(before)
+            rate = share * highest
             requests = traffic(checkpoint, rate, options.documents_per_second, options.seconds, seed=number)
-            print(
-                f"{share:.0%} of {capacity(before):.1f} queries/s: {len(requests)} requests",
-                file=sys.stderr,
-                flush=True,
-            )
-            measured = await send(client, requests)
-            after = await calibrate(client, service, checkpoint, seed=number + 2)
-            arrivals = [each.arrival for each in requests]
-            # on a thread: its event loop is another one
-            predicted = await asyncio.to_thread(simulate, arrivals, joined(before, after))
-            is_query = [each.arrival.lane == "query" for each in requests]
-            results.append(
-                {"share": share, "queries_per_second": rate, "queries": sum(is_query)}
-                | {f"measured_{key}": value for key, value in quantiles(measured, is_query).items()}
-                | {f"predicted_{key}": value for key, value in quantiles(predicted, is_query).items()}
-            )
-            before = after
+            print(f"{share:.0%} of {highest:.1f} queries/s: {len(requests)} requests", file=sys.stderr, flush=True)
+            sent.append((requests, await send(client, requests)))
+            asked.append(await ask(client, checkpoint, seed=number + 3))
+    handling_seconds = calibrate(asked).handling_seconds
+    results = []
+    for number, (share, (requests, measured)) in enumerate(zip(options.shares, sent, strict=True)):
+        calibration = replace(calibrate(asked[number + 1 : number + 3]), handling_seconds=handling_seconds)
+        # on a thread: its event loop is another one
+        predicted = await asyncio.to_thread(simulate, [each.arrival for each in requests], calibration)
+        is_query = [each.arrival.lane == "query" for each in requests]
+        results.append(
+            {"share": share, "queries_per_second": share * highest, "queries": sum(is_query)}
+            | {f"measured_{key}": value for key, value in quantiles(measured, is_query).items()}
+            | {f"predicted_{key}": value for key, value in quantiles(predicted, is_query).items()}
+        )
     return results
 
 
-async def calibrate(client: httpx.AsyncClient, service: Service, checkpoint: Checkpoint, *, seed: int) -> Calibration:
-    """Measure an idle service: batches of 1 to 32 queries, each sent as one request while nothing else runs."""
-    sizes = [size for _ in range(_ROUNDS) for size in _TEXTS_PER_BATCH]
-    texts = iter(query_texts(sum(sizes), seed=1000 + seed))
-    by_size = collections.defaultdict(list)
-    overheads = []
-    for size in sizes:
-        queries = [next(texts) for _ in range(size)]
-        num_tokens = sum(map(len, checkpoint.contract.queries(queries, truncate=True).token_ids))
-        start = time.perf_counter()
-        response = await client.post("/search", json={"query": queries, "top_k": 1})
-        seconds = time.perf_counter() - start
-        took = response.raise_for_status().json()["took_ms"]
-        by_size[size].append((num_tokens, took["encode"] / 1000))
-        if size == 1:
-            overheads.append(seconds - (took["encode"] + took["queue"]) / 1000)
-    points = [tuple(map(statistics.median, zip(*by_size[size], strict=True))) for size in sorted(by_size)]
+async def ask(client: httpx.AsyncClient, checkpoint: Checkpoint, *, seed: int) -> "Asked":
+    """Ask a service that serves nobody else: 1 to 32 queries at once, one call at a time, then several clients.
+
+    In several turns of both, as the speed of the machine may change from one to the other.
+    """
+    alone, together = list[Answer](), list[Answer]()
+    for turn in range(_TURNS):
+        texts = iter(query_texts(sum(_TEXTS_PER_BATCH) + _CLIENTS * _QUERIES_PER_CLIENT, seed=1000 + 100 * seed + turn))
+        alone += [await _answer(client, checkpoint, list(islice(texts, size))) for size in _TEXTS_PER_BATCH]
+        pause_seconds = alone[-1].encode_seconds / 2
+        together += await _ask_together(client, checkpoint, list(texts), pause_seconds=pause_seconds)
+    return Asked(alone=alone, together=together)
+
+
+def calibrate(asked: "Sequence[Asked]") -> Calibration:
+    """What a batch takes by its tokens, from calls that were alone; what a request costs beside, from the others."""
+    alone = [each for one in asked for each in one.alone]
+    together = [each for one in asked for each in one.together]
+    by_range = collections.defaultdict(list)
+    for each in alone:
+        by_range[each.num_tokens.bit_length()].append((each.num_tokens, each.encode_seconds))
+    points = [tuple(map(statistics.median, zip(*by_range[bits], strict=True))) for bits in sorted(by_range)]
     curve = Calibration(
         tokens=[tokens for tokens, _ in points],
         seconds=list(np.maximum.accumulate([seconds for _, seconds in points])),
-        handling_seconds=await handling_seconds(client, service, seed=seed),
-        overheads=overheads,
     )
-    measured = [each for found in by_size.values() for each in found]
-    return replace(curve, ratios=[seconds / curve.batch_seconds(tokens) for tokens, seconds in measured])
+    return replace(
+        curve,
+        handling_seconds=handling_seconds(together, curve),
+        ratios=[each.encode_seconds / curve.batch_seconds(each.num_tokens) for each in alone],
+        overheads=[each.end - each.start - each.batcher_seconds for each in together],
+    )
 
 
-async def handling_seconds(client: httpx.AsyncClient, service: Service, *, seed: int) -> float:
-    """Processor time of a query outside the encoder, the service's and this program's own, over the processors.
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One request's; moments in seconds of one clock."""
 
-    As if the encoder took them all: with fewer `--threads` it is less. The counters tick a hundred times a second, so
-    it is that of many queries.
+    num_tokens: int
+    start: float
+    end: float
+    encode_seconds: float  # of the batch that it was in: the same number for all of one batch
+    batcher_seconds: float  # this and the wait before it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The answers of calls one at a time, and of those of several clients."""
+
+    alone: list[Answer]
+    together: list[Answer]
+
+
+def handling_seconds(answers: list[Answer], curve: Calibration) -> float:
+    """By how much a request makes the batch longer that runs while it comes, on average.
+
+    Measured, since it is several times the processor time of a request: an encoder's threads wait for one another, so
+    each waits for what took one of their processors.
     """
-    handlers = [psutil.Process(), *service.family(without_worker=True)]
-    (text,) = query_texts(1, seed=2000 + seed)
-    before = processor_seconds(handlers)
-    for _ in range(_NUM_HANDLED):
-        (await client.post("/search", json={"query": text, "top_k": 1})).raise_for_status()
-    return (processor_seconds(handlers) - before) / _NUM_HANDLED / len(os.sched_getaffinity(0))
+    batches = collections.defaultdict(list)
+    for each in answers:
+        batches[each.encode_seconds].append(each)
+    starts = np.sort([each.start for each in answers])
+    longer, num_came = 0.0, 0
+    for seconds, answered in batches.items():
+        longer += seconds - curve.batch_seconds(sum(each.num_tokens for each in answered))
+        end = min(each.end for each in answered)
+        num_came += int(np.subtract(*np.searchsorted(starts, [end, end - seconds])))
+    return max(0.0, longer / max(1, num_came))
 
 
-def joined(first: Calibration, second: Calibration) -> Calibration:
-    """The mean of two curves of the same batches, and all single measurements of both."""
-    return Calibration(
-        tokens=[statistics.mean(each) for each in zip(first.tokens, second.tokens, strict=True)],
-        seconds=[statistics.mean(each) for each in zip(first.seconds, second.seconds, strict=True)],
-        handling_seconds=statistics.mean([first.handling_seconds, second.handling_seconds]),
-        ratios=[*first.ratios, *second.ratios],
-        overheads=[*first.overheads, *second.overheads],
+async def _ask_together(
+    client: httpx.AsyncClient, checkpoint: Checkpoint, texts: list[str], *, pause_seconds: float
+) -> list[Answer]:
+    """Clients that ask, read the answer and pause for a random time."""
+    generator = random.Random(texts[0])
+
+    async def one(texts: list[str]) -> list[Answer]:
+        answers = []
+        for text in texts:
+            await asyncio.sleep(generator.expovariate(1 / pause_seconds))
+            answers.append(await _answer(client, checkpoint, [text]))
+        return answers
+
+    found = await asyncio.gather(*(one(texts[number::_CLIENTS]) for number in range(_CLIENTS)))
+    return [each for answers in found for each in answers]
+
+
+async def _answer(client: httpx.AsyncClient, checkpoint: Checkpoint, queries: list[str]) -> Answer:
+    start = time.perf_counter()
+    response = await client.post("/search", json={"query": queries, "top_k": 1})
+    end = time.perf_counter()
+    took = response.raise_for_status().json()["took_ms"]
+    return Answer(
+        num_tokens=sum(map(len, checkpoint.contract.queries(queries, truncate=True).token_ids)),
+        start=start,
+        end=end,
+        encode_seconds=took["encode"] / 1000,
+        batcher_seconds=(took["encode"] + took["queue"]) / 1000,
     )
 
 

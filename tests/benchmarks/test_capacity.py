@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.capacity import main
+from benchmarks.capacity import Answer, handling_seconds, main
 from benchmarks.queueing import Arrival, Calibration, poisson, simulate
 from benchmarks.sizing import Load, plan
 from service.settings import BatchingSettings
@@ -52,6 +52,17 @@ def test_simulation_of_a_loaded_service_handles_requests_beside_batches():
     arrivals = [Arrival(seconds=at, num_tokens=10) for at in (0.0, 0.01, 0.01, 0.01)]
     waits = simulate(arrivals, Calibration(tokens=[10, 30], seconds=[0.1, 0.2], handling_seconds=0.01))
     assert waits == pytest.approx([0.13, 0.33, 0.33, 0.33], rel=0.01)
+
+
+def test_handling_is_by_how_much_a_batch_is_longer_for_each_request_that_came_meanwhile():
+    """Two that were alone take what the curve says; the third one's batch takes 0.2 s more, and two came meanwhile."""
+    curve = Calibration(tokens=[10, 30], seconds=[0.1, 0.2])
+    moments = [(0.0, 0.11, 0.1), (1.0, 1.11, 0.1000001), (2.0, 2.31, 0.3), (2.1, 2.52, 0.2), (2.2, 2.52, 0.2)]
+    answers = [
+        Answer(num_tokens=tokens, start=start, end=end, encode_seconds=seconds, batcher_seconds=seconds)
+        for (start, end, seconds), tokens in zip(moments, (10, 10, 10, 15, 15), strict=True)
+    ]
+    assert handling_seconds(answers, curve) == pytest.approx(0.2 / 2, rel=1e-5)
 
 
 def test_simulation_lets_queries_pass_documents():
