@@ -1,18 +1,17 @@
 """How many machines, and how long queries then wait: arithmetic, simulation, and the measurement that holds them.
 
     python -m benchmarks.capacity --plan [--documents 1e8 --queries-per-second 200 --quantization scalar ...]
-    python -m benchmarks.capacity --measure [--seconds 60] [--shares 0.3 0.6 0.8] [--documents-per-second 0]
+    python -m benchmarks.capacity --measure [--seconds 60] [--shares 0.3 0.5 0.7] [--documents-per-second 0]
 
 `--plan` prints the table of docs/capacity.md and the lines that lead to it. `--measure` starts a service, measures the
 time of a batch by its tokens, and how much longer requests make it that come meanwhile, sends searches at random times
 at shares of its capacity, and prints the p99 that the simulation of `benchmarks.queueing` gives for the same arrivals
-beside the measured one. It calibrates before and after each load, so that a machine whose speed drifts
-does less harm. Exit code 1 when a p99 is over 25 % off.
+beside the measured one. It calibrates before and after each load, as the speed of a machine drifts. Exit code 1 when a
+p99 is over 25 % off.
 """
 
 import argparse
 import asyncio
-import collections
 import gzip
 import json
 import math
@@ -49,7 +48,7 @@ def main() -> int:
     add_plan_options(parser.add_argument_group("plan"))
     measured = parser.add_argument_group("measure")
     measured.add_argument("--seconds", type=float, default=60, help="of each load")
-    measured.add_argument("--shares", type=float, nargs="+", default=[0.3, 0.6, 0.8], help="of the capacity")
+    measured.add_argument("--shares", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="of the capacity")
     measured.add_argument("--documents-per-second", type=float, default=0, help="embedded beside the queries")
     measured.add_argument("--checkpoint", default="default")
     measured.add_argument("--threads", type=int, default=0, help="as EOSEEK_ENCODER__THREADS")
@@ -109,69 +108,6 @@ class Request:
     text: str
 
 
-async def measure(service: Service, checkpoint: Checkpoint, options: argparse.Namespace) -> list[dict[str, float]]:
-    """Each load between two calibrations; what a request costs beside its encoding is that of all of them."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=service.url, timeout=120, limits=limits) as client:
-        await ask(client, checkpoint, seed=0)  # warms up
-        asked = [await ask(client, checkpoint, seed=seed) for seed in (1, 2)]
-        highest = capacity(calibrate(asked))
-        sent = []
-        for number, share in enumerate(options.shares):
-            rate = share * highest
-            requests = traffic(checkpoint, rate, options.documents_per_second, options.seconds, seed=number)
-            print(f"{share:.0%} of {highest:.1f} queries/s: {len(requests)} requests", file=sys.stderr, flush=True)
-            sent.append((requests, await send(client, requests)))
-            asked.append(await ask(client, checkpoint, seed=number + 3))
-    handling_seconds = calibrate(asked).handling_seconds
-    results = []
-    for number, (share, (requests, measured)) in enumerate(zip(options.shares, sent, strict=True)):
-        calibration = replace(calibrate(asked[number + 1 : number + 3]), handling_seconds=handling_seconds)
-        # on a thread: its event loop is another one
-        predicted = await asyncio.to_thread(simulate, [each.arrival for each in requests], calibration)
-        is_query = [each.arrival.lane == "query" for each in requests]
-        results.append(
-            {"share": share, "queries_per_second": share * highest, "queries": sum(is_query)}
-            | {f"measured_{key}": value for key, value in quantiles(measured, is_query).items()}
-            | {f"predicted_{key}": value for key, value in quantiles(predicted, is_query).items()}
-        )
-    return results
-
-
-async def ask(client: httpx.AsyncClient, checkpoint: Checkpoint, *, seed: int) -> "Asked":
-    """Ask a service that serves nobody else: 1 to 32 queries at once, one call at a time, then several clients.
-
-    In several turns of both, as the speed of the machine may change from one to the other.
-    """
-    alone, together = list[Answer](), list[Answer]()
-    for turn in range(_TURNS):
-        texts = iter(query_texts(sum(_TEXTS_PER_BATCH) + _CLIENTS * _QUERIES_PER_CLIENT, seed=1000 + 100 * seed + turn))
-        alone += [await _answer(client, checkpoint, list(islice(texts, size))) for size in _TEXTS_PER_BATCH]
-        pause_seconds = alone[-1].encode_seconds / 2
-        together += await _ask_together(client, checkpoint, list(texts), pause_seconds=pause_seconds)
-    return Asked(alone=alone, together=together)
-
-
-def calibrate(asked: "Sequence[Asked]") -> Calibration:
-    """What a batch takes by its tokens, from calls that were alone; what a request costs beside, from the others."""
-    alone = [each for one in asked for each in one.alone]
-    together = [each for one in asked for each in one.together]
-    by_range = collections.defaultdict(list)
-    for each in alone:
-        by_range[each.num_tokens.bit_length()].append((each.num_tokens, each.encode_seconds))
-    points = [tuple(map(statistics.median, zip(*by_range[bits], strict=True))) for bits in sorted(by_range)]
-    curve = Calibration(
-        tokens=[tokens for tokens, _ in points],
-        seconds=list(np.maximum.accumulate([seconds for _, seconds in points])),
-    )
-    return replace(
-        curve,
-        handling_seconds=handling_seconds(together, curve),
-        ratios=[each.encode_seconds / curve.batch_seconds(each.num_tokens) for each in alone],
-        overheads=[each.end - each.start - each.batcher_seconds for each in together],
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """One request's; moments in seconds of one clock."""
@@ -191,29 +127,103 @@ class Asked:
     together: list[Answer]
 
 
+async def measure(service: Service, checkpoint: Checkpoint, options: argparse.Namespace) -> list[dict[str, float]]:
+    """Each load between two calibrations; what a request costs beside its encoding is that of all of them."""
+    # given up before the service does: what is sent just then would fail
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
+    async with httpx.AsyncClient(base_url=service.url, timeout=120, limits=limits) as client:
+        await ask(client, checkpoint, seed=0)  # warms up
+        asked = [await ask(client, checkpoint, seed=seed) for seed in (1, 2)]
+        highest = capacity(asked)
+        sent = []
+        for number, share in enumerate(options.shares):
+            rate = share * highest
+            requests = traffic(checkpoint, rate, options.documents_per_second, options.seconds, seed=number)
+            if not any(each.arrival.lane == "query" for each in requests):
+                sys.exit(f"{rate:.2g} queries/s for {options.seconds:g} s are none; raise --seconds or --shares")
+            print(f"{share:.0%} of {highest:.1f} queries/s: {len(requests)} requests", file=sys.stderr, flush=True)
+            sent.append((requests, await send(client, requests)))
+            asked.append(await ask(client, checkpoint, seed=number + 3))
+    handling = calibrate(asked).handling_seconds
+    results = []
+    for number, (share, (requests, measured)) in enumerate(zip(options.shares, sent, strict=True)):
+        calibration = replace(calibrate(asked[number + 1 : number + 3]), handling_seconds=handling)
+        # on a thread: its event loop is another one
+        predicted = await asyncio.to_thread(simulate, [each.arrival for each in requests], calibration)
+        is_query = [each.arrival.lane == "query" for each in requests]
+        results.append(
+            {"share": share, "queries_per_second": share * highest, "queries": sum(is_query)}
+            | {f"measured_{key}": value for key, value in quantiles(measured, is_query).items()}
+            | {f"predicted_{key}": value for key, value in quantiles(predicted, is_query).items()}
+        )
+    return results
+
+
+async def ask(client: httpx.AsyncClient, checkpoint: Checkpoint, *, seed: int) -> Asked:
+    """Ask a service that serves nobody else: 1 to 32 queries at once, one call at a time, then several clients.
+
+    In several turns of both, as the speed of the machine may change from one to the other.
+    """
+    alone, together = list[Answer](), list[Answer]()
+    for turn in range(_TURNS):
+        turn_seed = 1000 + 100 * seed + turn
+        texts = iter(query_texts(sum(_TEXTS_PER_BATCH) + _CLIENTS * _QUERIES_PER_CLIENT, seed=turn_seed))
+        alone += [await _answer(client, checkpoint, list(islice(texts, size))) for size in _TEXTS_PER_BATCH]
+        pause_seconds = alone[-1].encode_seconds / 2  # so that the encoder seldom waits, and batches differ in size
+        together += await _ask_together(client, checkpoint, list(texts), pause_seconds=pause_seconds, seed=turn_seed)
+    return Asked(alone=alone, together=together)
+
+
+def calibrate(asked: Sequence[Asked]) -> Calibration:
+    """What a batch takes by its tokens, from calls that were alone; what a request costs beside, from the others."""
+    alone = [each for one in asked for each in one.alone]
+    together = [each for one in asked for each in one.together]
+    measured = np.array(sorted((each.num_tokens, each.encode_seconds) for each in alone))
+    points = [np.median(part, axis=0) for part in np.array_split(measured, len(_TEXTS_PER_BATCH))]
+    curve = Calibration(
+        tokens=[float(tokens) for tokens, _ in points],
+        seconds=[float(each) for each in np.maximum.accumulate([seconds for _, seconds in points])],
+    )
+    return replace(
+        curve,
+        handling_seconds=handling_seconds(together, curve),
+        ratios=[each.encode_seconds / curve.batch_seconds(each.num_tokens) for each in alone],
+        overheads=[each.end - each.start - each.batcher_seconds for each in together],
+    )
+
+
 def handling_seconds(answers: list[Answer], curve: Calibration) -> float:
     """By how much a request makes the batch longer that runs while it comes, on average.
 
     Measured, since it is several times the processor time of a request: an encoder's threads wait for one another, so
     each waits for what took one of their processors.
     """
-    batches = collections.defaultdict(list)
-    for each in answers:
-        batches[each.encode_seconds].append(each)
     starts = np.sort([each.start for each in answers])
     longer, num_came = 0.0, 0
-    for seconds, answered in batches.items():
-        longer += seconds - curve.batch_seconds(sum(each.num_tokens for each in answered))
-        end = min(each.end for each in answered)
+    for batch in _batches(answers):
+        seconds, end = batch[0].encode_seconds, batch[0].end
+        longer += seconds - curve.batch_seconds(sum(each.num_tokens for each in batch))
         num_came += int(np.subtract(*np.searchsorted(starts, [end, end - seconds])))
-    return max(0.0, longer / max(1, num_came))
+    return max(0.0, longer / num_came) if num_came else 0.0
+
+
+def _batches(answers: list[Answer]) -> list[list[Answer]]:
+    """Answers of one batch together, each the earliest first; two that took the same time end at least that apart."""
+    batches = list[list[Answer]]()
+    for each in sorted(answers, key=lambda answer: (answer.encode_seconds, answer.end)):
+        last = batches[-1][-1] if batches else None
+        if last and last.encode_seconds == each.encode_seconds and each.end - last.end < each.encode_seconds:
+            batches[-1].append(each)
+        else:
+            batches.append([each])
+    return batches
 
 
 async def _ask_together(
-    client: httpx.AsyncClient, checkpoint: Checkpoint, texts: list[str], *, pause_seconds: float
+    client: httpx.AsyncClient, checkpoint: Checkpoint, texts: list[str], *, pause_seconds: float, seed: int
 ) -> list[Answer]:
     """Clients that ask, read the answer and pause for a random time."""
-    generator = random.Random(texts[0])
+    generator = random.Random(seed)
 
     async def one(texts: list[str]) -> list[Answer]:
         answers = []
@@ -240,10 +250,11 @@ async def _answer(client: httpx.AsyncClient, checkpoint: Checkpoint, queries: li
     )
 
 
-def capacity(calibration: Calibration) -> float:
-    """Queries/s of the largest batch that was measured, one after the other, and handled meanwhile."""
-    size = max(_TEXTS_PER_BATCH)
-    return size / (calibration.seconds[-1] + size * calibration.handling_seconds)
+def capacity(asked: Sequence[Asked]) -> float:
+    """Queries/s in batches of as many as were asked at once, one after the other, and handled meanwhile."""
+    calibration, size = calibrate(asked), max(_TEXTS_PER_BATCH)
+    num_tokens = size * statistics.mean(each.num_tokens for one in asked for each in one.together)
+    return size / (calibration.batch_seconds(round(num_tokens)) + size * calibration.handling_seconds)
 
 
 def traffic(

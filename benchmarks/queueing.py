@@ -35,7 +35,7 @@ class Arrival:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What an idle service was measured to take.
+    """What a service was measured to take.
 
     `tokens` and `seconds` are points of the time of a batch, ascending; between them it is taken for linear, beyond the
     last as well. `ratios` are single measurements over that, which the simulation draws from; `overheads` is what a

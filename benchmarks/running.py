@@ -43,13 +43,10 @@ class Service:
         """The encoder worker: the descendant that has loaded a model, so the largest."""
         return max(self.family()[1:], key=lambda child: child.memory_info().rss)
 
-    def family(self, *, without_worker: bool = False) -> list[psutil.Process]:
+    def family(self) -> list[psutil.Process]:
         """Its processes, the service's own first."""
         parent = psutil.Process(self.process.pid)
-        processes = [parent, *parent.children(recursive=True)]
-        if without_worker:
-            processes.remove(self.worker())
-        return processes
+        return [parent, *parent.children(recursive=True)]
 
 
 @contextmanager

@@ -33,11 +33,13 @@ def train(
 ) -> None:
     """Tune a checkpoint by a recipe; prints the newest checkpoint of the run."""
     from training.config import load_config
+    from training.run import end_processes
     from training.run import train as run
 
     config = load_config(recipe, _overrides(overrides, data_root))
     _prepare()
     print(run(config, resume=resume))
+    end_processes()
 
 
 @app.command()

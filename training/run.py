@@ -1,6 +1,5 @@
 """A run from its config: data, model and trainer put together, its record written, resumed where asked."""
 
-import atexit
 import json
 from pathlib import Path
 from typing import Any
@@ -52,10 +51,18 @@ def train(config: TrainingConfig, *, resume: bool = False) -> Path:
     state.wait_for_everyone()
     trainer = _trainer(config, mixture, state, resumes=resume)
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    # left to the interpreter's end, Gloo's threads now and then abort a run that is done (pytorch issue 190489);
-    # a run that failed is not given this, as its processes may still wait for one another
-    atexit.register(state.destroy_process_group)
     return checkpoints(config.run_dir)[-1]
+
+
+def end_processes() -> None:
+    """Part the processes of a launcher, once all are done; the last that a program does with them.
+
+    Left to the interpreter's end, Gloo's threads now and then abort a run that is done (pytorch issue 190489). Not for
+    a run that failed, whose processes may still wait for one another.
+    """
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def _trainer(config: TrainingConfig, mixture: Mixture, state: PartialState, *, resumes: bool) -> EmbeddingTrainer:

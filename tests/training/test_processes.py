@@ -21,11 +21,11 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 
 
-def _launch(*arguments: str) -> None:
-    """Run the module in two processes; the launcher takes a free port."""
+def _launch(module: str, *arguments: str) -> None:
+    """Run a module in two processes; the launcher takes a free port."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     done = subprocess.run(
-        [*command, two_processes.__name__, *arguments],
+        [*command, module, *arguments],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -38,7 +38,7 @@ def _launch(*arguments: str) -> None:
 
 def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
     loss, expected = two_processes.gradient([5], [7], 0)
-    _launch("gradient", str(tmp_path))
+    _launch(two_processes.__name__, str(tmp_path))
     for process in (0, 1):
         shared = load_file(tmp_path / f"{process}.safetensors")
         torch.testing.assert_close(shared.pop("loss"), loss, rtol=1e-5, atol=1e-5)
@@ -59,7 +59,7 @@ def test_two_processes_train_as_one_and_resume(tmp_path: Path, make_config: Call
     train(one)
     recipe = tmp_path / "two.yaml"
     recipe.write_text(yaml.safe_dump(config_as_dict(two)))
-    _launch("train", str(recipe))
+    _launch("eoseek", "train", str(recipe))
     torch.testing.assert_close(
         torch.tensor(_logged(two.run_dir, "loss", "grad_norm")),
         torch.tensor(_logged(one.run_dir, "loss", "grad_norm")),
@@ -69,6 +69,6 @@ def test_two_processes_train_as_one_and_resume(tmp_path: Path, make_config: Call
     whole = load_file(checkpoints(two.run_dir)[-1] / WEIGHTS)
     # as if the launcher had been killed after the second step
     checkpoints(two.run_dir)[-1].rename(tmp_path / "lost")
-    _launch("resume", str(recipe))
+    _launch("eoseek", "train", str(recipe), "--resume")
     again = load_file(checkpoints(two.run_dir)[-1] / WEIGHTS)
     assert all(torch.equal(again[name], whole[name]) for name in whole)

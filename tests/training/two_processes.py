@@ -1,7 +1,5 @@
-"""What one of two processes runs in `test_processes`: a gradient, or a whole run; started as a module."""
+"""What one of two processes runs in `test_processes`: a gradient, shared; started as a module."""
 
-import atexit
-import os
 import sys
 from pathlib import Path
 
@@ -11,11 +9,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.checkpoints import tiny_model
-from training.config import TuningConfig, load_config
+from training.config import TuningConfig
 from training.gradient_cache import add_gradients, cached_step
 from training.loss import info_nce
 from training.model import EmbeddingModel, apply_tuning
-from training.run import train
 from training.trainer import split_gathered
 
 _GENERATOR = torch.Generator().manual_seed(3)
@@ -53,9 +50,4 @@ def _share_gradient(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] == "gradient":
-        _share_gradient(Path(sys.argv[2]))
-    else:
-        # handlers run last in first out: what `train` left for the end has run by then
-        atexit.register(lambda: os._exit(70) if dist.is_initialized() else None)
-        train(load_config(Path(sys.argv[2])), resume=sys.argv[1] == "resume")
+    _share_gradient(Path(sys.argv[1]))
