@@ -31,6 +31,7 @@ _INTERRUPTED = 130
 _LAST_ANSWER_SECONDS = 2.0  # for requests that outlast the drain to be answered; they need milliseconds
 _MAX_HEAD_BYTES = 2**16
 _HEAD_SECONDS = 30.0  # for first line and headers to come; no deadline of a request runs before they are there
+_KEEP_IDLE_SECONDS = 75  # clients and balancers that keep theirs for up to a minute then never meet a closing one
 _MAX_DESCRIPTORS = 2**16
 _WANTED = f"Send HTTP/1.1 whose first line and headers have at most {_MAX_HEAD_BYTES:,} bytes."
 OnReady = Callable[[str], None]
@@ -157,6 +158,7 @@ def serve(
         http=_Protocol,
         ws="none",
         h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        timeout_keep_alive=_KEEP_IDLE_SECONDS,
     )
     try:
         with (

@@ -22,7 +22,7 @@ from service.errors import ConfigurationError
 Kind = Literal["away", "busy", "refused", "wrong"]
 
 _CONNECT_SECONDS = 5.0
-# under the five seconds after which uvicorn, so vLLM and EOSeek, hang up on an idle connection
+# under the five seconds after which uvicorn as it comes, so vLLM, hangs up on an idle connection
 _KEEP_IDLE_SECONDS = 4.0
 _MAX_WORDS = 300
 _MAX_OTHER_BYTES = 2**20

@@ -220,6 +220,24 @@ def test_server_second_head_of_a_kept_connection_has_to_come_too(monkeypatch):
     assert b"HTTP" not in second
 
 
+@pytest.mark.parametrize(("kept_seconds", "is_answered"), [(None, True), (1, False)], ids=["as it comes", "shorter"])
+def test_server_keeps_an_idle_connection(monkeypatch, kept_seconds, is_answered):
+    """For longer than clients keep theirs, which is five seconds for many: what one sends just as it ends is lost."""
+    if kept_seconds is not None:
+        monkeypatch.setattr("service.server._KEEP_IDLE_SECONDS", kept_seconds)
+
+    def ask_twice(http):
+        with connect(http) as connection, contextlib.suppress(ConnectionError):
+            for pause_seconds in (0, 6 if kept_seconds is None else 1.5):
+                time.sleep(pause_seconds)
+                connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+                answer = connection.recv(65536)
+            return answer.startswith(b"HTTP/1.1 200 ")
+        return False
+
+    assert visit(ask_twice)[1] == is_answered
+
+
 def test_server_body_and_answer_may_take_longer_than_the_head(monkeypatch):
     monkeypatch.setattr("service.server._HEAD_SECONDS", 0.1)
 
