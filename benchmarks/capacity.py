@@ -6,7 +6,7 @@
 `--plan` prints the table of docs/capacity.md and the lines that lead to it. `--measure` starts a service, measures the
 time of a batch by its tokens, and how much longer requests make it that come meanwhile, sends searches at random times
 at shares of its capacity, and prints the p99 that the simulation of `benchmarks.queueing` gives for the same arrivals
-beside the measured one. It calibrates before and after each load, as the speed of a machine drifts. Exit code 1 when a
+beside the measured one. Loads come in slices between calibrations, as the speed of a machine drifts. Exit code 1 when a
 p99 is over 25 % off.
 """
 
@@ -37,7 +37,9 @@ MAX_DEVIATION = 0.25
 DOCUMENTS, QUERIES_PER_SECOND = (1e6, 1e8, 1e10), 200.0
 _TEXTS_PER_BATCH = (1, 1, 1, 2, 4, 8, 16, 32)  # of one turn, one after the other
 _CLIENTS, _QUERIES_PER_CLIENT = 24, 4  # of one turn
-_TURNS = 4
+_FIRST_TURNS = 4
+_TURNS_NEAR = 2  # on either side of a slice
+_SLICE_SECONDS = 20.0  # short, as the speed of a machine that is shared drifts within minutes
 
 
 def main() -> int:
@@ -127,50 +129,72 @@ class Asked:
     together: list[Answer]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """A part of a load: what was sent, how long it waited, and how many turns of calibration came before it."""
+
+    share: float
+    requests: list[Request]
+    waits: list[float]
+    num_turns: int
+
+
 async def measure(service: Service, checkpoint: Checkpoint, options: argparse.Namespace) -> list[dict[str, float]]:
-    """Each load between two calibrations; what a request costs beside its encoding is that of all of them."""
-    # given up before the service does: what is sent just then would fail
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
+    """The loads in slices, one after the other, with a turn of calibration between any two."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(base_url=service.url, timeout=120, limits=limits) as client:
         await ask(client, checkpoint, seed=0)  # warms up
-        asked = [await ask(client, checkpoint, seed=seed) for seed in (1, 2)]
-        highest = capacity(asked)
-        sent = []
-        for number, share in enumerate(options.shares):
-            rate = share * highest
-            requests = traffic(checkpoint, rate, options.documents_per_second, options.seconds, seed=number)
-            if not any(each.arrival.lane == "query" for each in requests):
-                sys.exit(f"{rate:.2g} queries/s for {options.seconds:g} s are none; raise --seconds or --shares")
+        turns = [await ask(client, checkpoint, seed=seed) for seed in range(1, 1 + _FIRST_TURNS)]
+        highest = capacity(turns)
+        slices = list[Slice]()
+        for number, share in enumerate(options.shares * math.ceil(options.seconds / _SLICE_SECONDS)):
+            rate, seconds = share * highest, min(_SLICE_SECONDS, options.seconds)
+            requests = traffic(checkpoint, rate, options.documents_per_second, seconds, seed=number)
             print(f"{share:.0%} of {highest:.1f} queries/s: {len(requests)} requests", file=sys.stderr, flush=True)
-            sent.append((requests, await send(client, requests)))
-            asked.append(await ask(client, checkpoint, seed=number + 3))
-    handling = calibrate(asked).handling_seconds
-    results = []
-    for number, (share, (requests, measured)) in enumerate(zip(options.shares, sent, strict=True)):
-        calibration = replace(calibrate(asked[number + 1 : number + 3]), handling_seconds=handling)
-        # on a thread: its event loop is another one
-        predicted = await asyncio.to_thread(simulate, [each.arrival for each in requests], calibration)
-        is_query = [each.arrival.lane == "query" for each in requests]
-        results.append(
-            {"share": share, "queries_per_second": share * highest, "queries": sum(is_query)}
-            | {f"measured_{key}": value for key, value in quantiles(measured, is_query).items()}
-            | {f"predicted_{key}": value for key, value in quantiles(predicted, is_query).items()}
-        )
-    return results
+            waits = await send(client, requests)
+            slices.append(Slice(share=share, requests=requests, waits=waits, num_turns=len(turns)))
+            turns.append(await ask(client, checkpoint, seed=len(turns) + 1))
+        turns.append(await ask(client, checkpoint, seed=len(turns) + 1))
+    # on a thread: its event loop is another one
+    predicted = await asyncio.to_thread(predict, slices, turns)
+    return [compared(share, share * highest, slices, predicted) for share in options.shares]
+
+
+def predict(slices: list[Slice], turns: list[Asked]) -> list[list[float]]:
+    """What the simulation says of each slice: with the speed of the turns around it, and what requests cost in all."""
+    handling = calibrate(turns).handling_seconds
+    predicted = []
+    for each in slices:
+        near = calibrate(turns[each.num_turns - _TURNS_NEAR : each.num_turns + _TURNS_NEAR])
+        arrivals = [request.arrival for request in each.requests]
+        predicted.append(simulate(arrivals, replace(near, handling_seconds=handling)))
+    return predicted
+
+
+def compared(
+    share: float, queries_per_second: float, slices: list[Slice], predicted: list[list[float]]
+) -> dict[str, float]:
+    """Quantiles of the queries of one load, measured and predicted."""
+    chosen = [(each, waits) for each, waits in zip(slices, predicted, strict=True) if each.share == share]
+    is_query = [request.arrival.lane == "query" for each, _ in chosen for request in each.requests]
+    if not any(is_query):
+        sys.exit(f"{queries_per_second:.2g} queries/s for so short are none; raise --seconds or --shares")
+    measured = [wait for each, _ in chosen for wait in each.waits]
+    said = [wait for _, waits in chosen for wait in waits]
+    return (
+        {"share": share, "queries_per_second": queries_per_second, "queries": sum(is_query)}
+        | {f"measured_{key}": value for key, value in quantiles(measured, is_query).items()}
+        | {f"predicted_{key}": value for key, value in quantiles(said, is_query).items()}
+    )
 
 
 async def ask(client: httpx.AsyncClient, checkpoint: Checkpoint, *, seed: int) -> Asked:
-    """Ask a service that serves nobody else: 1 to 32 queries at once, one call at a time, then several clients.
-
-    In several turns of both, as the speed of the machine may change from one to the other.
-    """
-    alone, together = list[Answer](), list[Answer]()
-    for turn in range(_TURNS):
-        turn_seed = 1000 + 100 * seed + turn
-        texts = iter(query_texts(sum(_TEXTS_PER_BATCH) + _CLIENTS * _QUERIES_PER_CLIENT, seed=turn_seed))
-        alone += [await _answer(client, checkpoint, list(islice(texts, size))) for size in _TEXTS_PER_BATCH]
-        pause_seconds = alone[-1].encode_seconds / 2  # so that the encoder seldom waits, and batches differ in size
-        together += await _ask_together(client, checkpoint, list(texts), pause_seconds=pause_seconds, seed=turn_seed)
+    """Ask a service that serves nobody else: 1 to 32 queries at once, one call at a time, then several clients."""
+    seed += 1000  # other texts than those of the loads
+    texts = iter(query_texts(sum(_TEXTS_PER_BATCH) + _CLIENTS * _QUERIES_PER_CLIENT, seed=seed))
+    alone = [await _answer(client, checkpoint, list(islice(texts, size))) for size in _TEXTS_PER_BATCH]
+    pause_seconds = alone[-1].encode_seconds / 2  # so that the encoder seldom waits, and batches differ in size
+    together = await _ask_together(client, checkpoint, list(texts), pause_seconds=pause_seconds, seed=seed)
     return Asked(alone=alone, together=together)
 
 
