@@ -1,8 +1,5 @@
 """From a checkpoint's path to an encoder that has passed its trial: device, number format, memory, weights, probes."""
 
-import ctypes
-import os
-import sys
 from typing import cast
 
 import torch
@@ -10,16 +7,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 from service.encoders.checkpoint import T5_FAMILIES, Checkpoint, load_served, weight_files
+from service.encoders.memory import settle_memory
 from service.encoders.packed import keep_norms_in_float32
 from service.encoders.probes import check_probes
 from service.encoders.torch_encoder import CPU_ROW_TOKENS, CUDA_ROW_TOKENS, TorchEncoder
 from service.errors import ConfigurationError
-
-# glibc's names for them are M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_ARENA_MAX
-_ALLOCATION = {-3: 32 * 2**20, -1: 256 * 2**20, -8: 1}
-# bfloat16 products have an object of about 0.7 MB for each row length and weight shape, 1,024 of them unless told
-# otherwise. One takes a millisecond to make, so those of 64 row lengths are kept
-_PRODUCT_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
 
 
 def choose_device(device: str) -> str:
@@ -122,17 +114,3 @@ def load_encoder(
     except ConfigurationError as error:
         raise ConfigurationError(f"checkpoint {checkpoint.path}: {error.detail}") from error
     return encoder
-
-
-def settle_memory() -> None:
-    """Let this process keep up to 256 MiB of what it frees, where the C library is glibc, and fewer products' objects.
-
-    As it comes, glibc gives the pages of most intermediate results back after each operation and asks for them anew in
-    the next: about 80,000 page faults for 1,024 tokens of a 135M model, a tenth of their time on two cores. One arena
-    for all threads, as what one of them frees is of use to the others. Comes before the first product.
-    """
-    for name, value in _PRODUCT_CACHES.items():
-        os.environ.setdefault(name, value)
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        for parameter, setting in _ALLOCATION.items():
-            mallopt(parameter, setting)

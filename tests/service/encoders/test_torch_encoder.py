@@ -2,7 +2,6 @@
 
 import math
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from service.encoders.packed import packed_forward
 from service.encoders.torch_encoder import TorchEncoder, _even_rows
-from service.encoders.torch_loading import choose_dtype, load_encoder, settle_memory
+from service.encoders.torch_loading import choose_dtype, load_encoder
 from service.errors import ConfigurationError, EncoderError
 from tests.checkpoints import FAMILIES, tiny_model, write_tiny_checkpoint
 
@@ -310,16 +309,6 @@ def test_load_encoder_weights_changed_since_the_start_are_refused(tmp_path: Path
     path = write_tiny_checkpoint(tmp_path / "tiny")
     with pytest.raises(ConfigurationError, match=r"has changed.*the service started with abc"):
         load_encoder(str(path), device="cpu", fingerprint="abc")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is set")
-def test_settle_memory_what_is_freed_is_used_again_without_page_faults(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    settle_memory()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        torch.ones(2 * 2**20)  # 8 MiB: 2,048 pages, which are new a few times only
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 5 * 2048
 
 
 def test_encode_memory_is_bounded_however_many_row_lengths(tmp_path: Path) -> None:
