@@ -181,8 +181,8 @@ def conditions(
     ]
     if limit:
         lines.append(
-            f"The machine's own bfloat16 matrix products of the model's shapes: {limit:.0f} GFLOP/s, which would be "
-            f"{limit * 1e9 / document:.1f} documents/s."
+            f"The machine's own {works.FORMAT} matrix products of the model's shapes: {limit:.0f} GFLOP/s, which would "
+            f"be {limit * 1e9 / document:.1f} documents/s."
         )
     return lines
 

@@ -17,11 +17,11 @@ from benchmarks.bench.engines import Child, EngineError, Offline, Process, Serve
 from benchmarks.bench.environments import OWN, InstallError, build, interpreter
 from benchmarks.bench.load import RequestError, closed
 from benchmarks.bench.workload import INSTRUCTION
-from benchmarks.bench.works import CLIENTS, EMBEDDINGS, THEIRS, Bench, Result, Work
+from benchmarks.bench.works import CLIENTS, EMBEDDINGS, FORMAT, THEIRS, Bench, Result, Work
 
 FREE_BYTES = 4 * 2**30
 LIMIT, LIMIT_SECONDS = "limit", 2.0
-LIMITER = Spec(LIMIT, OWN)
+LIMITER = Spec(LIMIT, OWN, FORMAT)
 REFERENCE_TEXTS = {"documents": 10, "queries": 8, "instructed": 8, "single queries": 4, "real": 2, "long": 1}
 """Of each round; a quick run has fewer."""
 Outcome = dict[str, Any]
@@ -131,7 +131,8 @@ class Runner:
         made: Child | Server
         path = self.bench.checkpoint.path
         if spec is LIMITER:
-            made = Child(LIMIT, "limit", interpreter(spec.environment), self._threads, checkpoint=str(path))
+            python = interpreter(spec.environment)
+            made = Child(LIMIT, "limit", python, self._threads, checkpoint=str(path), dtype=spec.dtype)
         elif side == "offline":
             made = Offline(spec, path, self._threads)
         else:

@@ -123,7 +123,12 @@ def test_goals_ratios_limits_and_what_is_missing():
         "instructed": {"eoseek": medians(**{"queries/s": 8.9})},
         "single": {"eoseek": medians(**{"p50 ms": 10.0})},
         "search": {"eoseek": medians(**{"p50 ms": 15.0}), "store alone": medians(**{"p50 ms": 3.0})},
-        "long": {"eoseek": medians(**{f"MiB at {tokens} tokens": tokens**2 / 1e6 for tokens in (2000, 4000, 8000)})},
+        "long": {
+            "eoseek": medians(
+                **{f"MiB at {tokens} tokens": tokens**2 / 1e6 for tokens in (2000, 4000, 8000)}, **{"documents/s": 3.2}
+            ),
+            "sentence-transformers": medians(**{"documents/s": 2.0}),
+        },
         "growth": {"eoseek": medians(**{"1000": 8000.0, "10000": 4000.0})},
     }
     found = {each.name: each for each in goals(works, flop_per_document=1e10)}
@@ -134,6 +139,7 @@ def test_goals_ratios_limits_and_what_is_missing():
     assert reached["documents/s, times infinity"] is None
     assert reached["queries/s with an instruction, times those without"] is False
     assert reached["/search p50, one client"] is True
+    assert found["long documents, times sentence-transformers"].measured == "1.60x"
     assert (
         found["memory of long documents, slope at the long end"].measured
         == "2.00x: 4 MiB at 2000, 16 MiB at 4000, 64 MiB at 8000"

@@ -1,4 +1,4 @@
-"""The machine's own limit: the bfloat16 matrix products of the model, one after the other, and nothing between them.
+"""The machine's own limit: the matrix products of the model, one after the other, and nothing between them.
 
 Every layer has weights of its own, as the model has.
 """
@@ -18,11 +18,11 @@ ROW_TOKENS = 1024
 class Limit:
     """Weights of the model's shapes, with random values."""
 
-    def __init__(self, *, checkpoint: str, threads: int) -> None:
+    def __init__(self, *, checkpoint: str, dtype: str, threads: int) -> None:
         torch.set_num_threads(threads)
         config = json.loads((Path(checkpoint) / "config.json").read_text())
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        options = {"dtype": torch.bfloat16, "device": device}
+        options = {"dtype": getattr(torch, dtype), "device": device}
         layers = range(config["num_hidden_layers"])
         self._weights = [torch.randn(outs, ins, **options) for _ in layers for ins, outs in shapes(config)]
         self._rows = {ins: torch.randn(ROW_TOKENS, ins, **options) for ins, _ in shapes(config)}
