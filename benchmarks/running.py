@@ -132,7 +132,7 @@ def _read_texts() -> list[str]:
         return [f"{row['title']}. {row['text']}" for row in rows]
     from eoseek.demo import standard_library_documents
 
-    return [document.text for document in standard_library_documents()]
+    return [document.text for document in sorted(standard_library_documents(), key=lambda each: each.id)]
 
 
 def texts_of_lengths(num_words: list[int], seed: int) -> list[str]:

@@ -46,9 +46,11 @@ def main() -> int:
         return 2
     checkpoint = load_checkpoint(options.checkpoint)
     bench = works.Bench(checkpoint=checkpoint, workload=texts, reference={})
-    specs = [spec for spec in works.SPECS if spec.environment in options.engines]
+    number_format = works.own_format()
+    chosen = works.as_multiplied(works.SPECS, number_format)
+    specs = [spec for spec in chosen if spec.environment in options.engines]
     with tempfile.TemporaryDirectory(prefix="eoseek-bench-") as folder:
-        found, runner = measure(bench, specs, options, Path(folder))
+        found, runner = measure(bench, specs, options, Path(folder), number_format)
     flop = flop_per_token(json.loads((checkpoint.path / "config.json").read_text()))
     document = flop * bench.mean_tokens("documents")
     reached = goals(found, flop_per_document=document)
@@ -128,11 +130,11 @@ def workload(options: argparse.Namespace) -> Workload:
 
 
 def measure(
-    bench: works.Bench, specs: list[works.Spec], options: argparse.Namespace, folder: Path
+    bench: works.Bench, specs: list[works.Spec], options: argparse.Namespace, folder: Path, number_format: str
 ) -> tuple[dict[str, Any], Runner]:
     """All works that were asked for, one after the other."""
     store = folder / "store"
-    runner = Runner(bench, threads=options.threads, store=store)
+    runner = Runner(bench, threads=options.threads, store=store, number_format=number_format)
     runner.prepare(specs)
     found: dict[str, Any] = {}
     try:
@@ -181,8 +183,8 @@ def conditions(
     ]
     if limit:
         lines.append(
-            f"The machine's own {works.FORMAT} matrix products of the model's shapes: {limit:.0f} GFLOP/s, which would "
-            f"be {limit * 1e9 / document:.1f} documents/s."
+            f"The machine's own {runner.number_format} matrix products of the model's shapes: {limit:.0f} GFLOP/s, "
+            f"which would be {limit * 1e9 / document:.1f} documents/s."
         )
     return lines
 

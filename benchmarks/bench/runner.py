@@ -17,11 +17,11 @@ from benchmarks.bench.engines import Child, EngineError, Offline, Process, Serve
 from benchmarks.bench.environments import OWN, InstallError, build, interpreter
 from benchmarks.bench.load import RequestError, closed
 from benchmarks.bench.workload import INSTRUCTION
-from benchmarks.bench.works import CLIENTS, EMBEDDINGS, FORMAT, THEIRS, Bench, Result, Work
+from benchmarks.bench.works import CLIENTS, EMBEDDINGS, THEIRS, Bench, Result, Work, as_multiplied
 
 FREE_BYTES = 4 * 2**30
 LIMIT, LIMIT_SECONDS = "limit", 2.0
-LIMITER = Spec(LIMIT, OWN, FORMAT)
+LIMITER = Spec(LIMIT, OWN)
 REFERENCE_TEXTS = {"documents": 10, "queries": 8, "instructed": 8, "single queries": 4, "real": 2, "long": 1}
 """Of each round; a quick run has fewer."""
 Outcome = dict[str, Any]
@@ -69,8 +69,9 @@ def summary(rounds: list[Result]) -> Outcome:
 class Runner:
     """Holds the engines that have been started."""
 
-    def __init__(self, bench: Bench, *, threads: int, store: Path) -> None:
+    def __init__(self, bench: Bench, *, threads: int, store: Path, number_format: str) -> None:
         self.bench = bench
+        self.number_format = number_format
         self.versions: dict[str, dict[str, str]] = {}
         self.servers: dict[str, dict[str, float]] = {}
         self._threads, self._store = threads, store
@@ -91,7 +92,7 @@ class Runner:
 
     def run(self, work: Work, specs: Sequence[Spec]) -> dict[str, Outcome]:
         """Results by engine; beside documents also the machine's `limit`, which so has its turn like an engine."""
-        by_name = {spec.name: spec for spec in work.specs if spec in specs}
+        by_name = {spec.name: spec for spec in as_multiplied(work.specs, self.number_format) if spec in specs}
         if work.name == "documents":
             by_name = {LIMIT: LIMITER} | by_name
 
@@ -132,7 +133,7 @@ class Runner:
         path = self.bench.checkpoint.path
         if spec is LIMITER:
             python = interpreter(spec.environment)
-            made = Child(LIMIT, "limit", python, self._threads, checkpoint=str(path), dtype=spec.dtype)
+            made = Child(LIMIT, "limit", python, self._threads, checkpoint=str(path), dtype=self.number_format)
         elif side == "offline":
             made = Offline(spec, path, self._threads)
         else:

@@ -7,16 +7,16 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from benchmarks.bench.engines import Embeddings, Offline, Server, Spec, from_base64
+from benchmarks.bench.environments import has_gpu
 from benchmarks.bench.load import Client, closed, ndjson, paced
 from benchmarks.bench.workload import INSTRUCTION, Workload
 from service.encoders.checkpoint import Checkpoint
-from service.encoders.torch_loading import choose_device, choose_dtype
 
 CLIENTS = 8
 TEXTS_A_REQUEST = 8
@@ -24,22 +24,32 @@ QUERIES_PER_SECOND = 5.0
 EMBEDDINGS = "/v1/embeddings"
 Result = dict[str, float | list[float]]
 
-FORMAT = str(choose_dtype("auto", choose_device("auto"))).removeprefix("torch.")
-"""Of ours, of vLLM and of the limit: what this machine multiplies, bfloat16 or else float32."""
-
 OURS = Spec("eoseek", "eoseek")
-VLLM = Spec("vllm", "vllm", FORMAT)
-INFINITY = Spec("infinity", "infinity")
+VLLM = Spec("vllm", "vllm", "bfloat16")
+INFINITY, INFINITY_HALF = Spec("infinity", "infinity"), Spec("infinity bfloat16", "infinity", "bfloat16")
 THEIRS = Spec("sentence-transformers", "sentence-transformers")
-HALVES = {
-    spec: Spec(f"{spec.name} bfloat16", spec.environment, "bfloat16")
-    for spec in (INFINITY, THEIRS)
-    if FORMAT == "bfloat16"  # emulated elsewhere, and several times slower than float32
-}
-INFINITY_BEST, THEIRS_BEST = HALVES.get(INFINITY, INFINITY), HALVES.get(THEIRS, THEIRS)
-SPECS = tuple(dict.fromkeys((OURS, VLLM, INFINITY, INFINITY_BEST, THEIRS, THEIRS_BEST)))
+THEIRS_HALF = Spec("sentence-transformers bfloat16", "sentence-transformers", "bfloat16")
+SPECS = (OURS, VLLM, INFINITY, INFINITY_HALF, THEIRS, THEIRS_HALF)
 """In the table's order; without a number format the engine chooses, which is float32 for Infinity on a processor and
 for sentence-transformers everywhere."""
+
+
+def own_format() -> str:
+    """`bfloat16` where the machine multiplies it, else `float32`."""
+    from service.encoders.torch_loading import choose_dtype
+
+    return "bfloat16" if has_gpu() else str(choose_dtype("auto", "cpu")).removeprefix("torch.")
+
+
+def as_multiplied(specs: Sequence[Spec], number_format: str) -> list[Spec]:
+    """The specs as they run where `number_format` is what the machine multiplies.
+
+    Where that is float32, bfloat16 is emulated and says nothing of an engine: each is compared in float32, and once.
+    """
+    if number_format == "bfloat16":
+        return list(specs)
+    whole = {INFINITY_HALF: INFINITY, THEIRS_HALF: THEIRS, VLLM: replace(VLLM, dtype=number_format)}
+    return list(dict.fromkeys(whole.get(spec, spec) for spec in specs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,13 +200,13 @@ WORKS = {
     for work in (
         Work("documents", "offline", SPECS, offline_documents("documents")),
         Work("documents-http", "http", (OURS,), http_documents),
-        Work("queries", "http", (OURS, VLLM, INFINITY_BEST), http_queries("queries", "")),
-        Work("instructed", "http", (OURS, VLLM, INFINITY_BEST), http_queries("instructed", INSTRUCTION)),
+        Work("queries", "http", (OURS, VLLM, INFINITY_HALF), http_queries("queries", "")),
+        Work("instructed", "http", (OURS, VLLM, INFINITY_HALF), http_queries("instructed", INSTRUCTION)),
         Work("single", "offline", SPECS, single_queries),
         Work("search", "http", (OURS,), searches),
         Work("ingestion", "http", (OURS,), ingestion),
-        Work("long", "offline", (OURS, THEIRS_BEST), long_documents),
-        Work("real", "offline", (OURS, VLLM, THEIRS_BEST), offline_documents("real")),
+        Work("long", "offline", (OURS, THEIRS_HALF), long_documents),
+        Work("real", "offline", (OURS, VLLM, THEIRS_HALF), offline_documents("real")),
     )
 }
 

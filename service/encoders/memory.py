@@ -1,4 +1,8 @@
-"""What the encoder's process keeps of the memory that it frees."""
+"""What the encoder's process keeps of the memory that it frees: glibc's thresholds, and a thread that gives back.
+
+Freed pages are kept for the next batch, and once a minute given back. The price: that batch asks for them anew, and
+whoever allocates or frees meanwhile waits some ms.
+"""
 
 import ctypes
 import os
@@ -17,13 +21,13 @@ _PRODUCT_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY
 
 
 def settle_memory() -> None:
-    """Let this process keep up to 256 MiB of what it frees, where the C library is glibc, and fewer products' objects.
+    """Let this process keep what it frees for a minute, where the C library is glibc, and fewer products' objects.
 
     As it comes, glibc gives the pages of most intermediate results back after each operation and asks for them anew in
-    the next: about 80,000 page faults for 1,024 tokens of a 135M model, a tenth of their time on two cores. One arena
-    for all threads, as what one of them frees is of use to the others. What lies free once a minute is given back all
-    the same, so that the largest batch there ever was does not set what the process holds. Comes before the first
-    product.
+    the next: about 80,000 page faults for 1,024 tokens of a 135M model, a tenth of their time on two cores. Now it
+    keeps 256 MiB at the end of the heap, and all that lies free below blocks in use, in one arena for all threads, as
+    what one of them frees is of use to the others. A thread, one for the life of the process, gives it back once a
+    minute, so that the largest batches that ever met do not set what the process holds. Comes before the first product.
     """
     for name, value in _PRODUCT_CACHES.items():
         os.environ.setdefault(name, value)
@@ -35,7 +39,7 @@ def settle_memory() -> None:
 
 
 def _give_back_forever() -> None:
-    trim = ctypes.CDLL(None).malloc_trim  # 6 to 11 ms with 60 MiB to give back; others wait only if they allocate
+    trim = ctypes.CDLL(None).malloc_trim  # 3 to 11 ms with 60 MiB to give back
     while True:
         time.sleep(_GIVE_BACK_SECONDS)
         trim(0)

@@ -13,7 +13,7 @@ from benchmarks.bench.limit import flop_per_token
 from benchmarks.bench.report import MARKS, cell, tables, write_page
 from benchmarks.bench.runner import Runner, summary, take_turns
 from benchmarks.bench.workload import MEAN_TOKENS, QUICK, Sizes, make, read
-from benchmarks.bench.works import VLLM, WORKS, Bench
+from benchmarks.bench.works import SPECS, VLLM, WORKS, Bench, as_multiplied
 
 
 def engine(**load) -> Child:
@@ -127,7 +127,7 @@ def test_goals_ratios_limits_and_what_is_missing():
             "eoseek": medians(
                 **{f"MiB at {tokens} tokens": tokens**2 / 1e6 for tokens in (2000, 4000, 8000)}, **{"documents/s": 3.2}
             ),
-            "sentence-transformers": medians(**{"documents/s": 2.0}),
+            "sentence-transformers bfloat16": medians(**{"documents/s": 2.0}),
         },
         "growth": {"eoseek": medians(**{"1000": 8000.0, "10000": 4000.0})},
     }
@@ -139,7 +139,7 @@ def test_goals_ratios_limits_and_what_is_missing():
     assert reached["documents/s, times infinity"] is None
     assert reached["queries/s with an instruction, times those without"] is False
     assert reached["/search p50, one client"] is True
-    assert found["long documents, times sentence-transformers"].measured == "1.60x"
+    assert found["long documents, times sentence-transformers bfloat16"].measured == "1.60x"
     assert (
         found["memory of long documents, slope at the long end"].measured
         == "2.00x: 4 MiB at 2000, 16 MiB at 4000, 64 MiB at 8000"
@@ -148,6 +148,24 @@ def test_goals_ratios_limits_and_what_is_missing():
     assert found["documents/s at the largest store, times at the smallest"].measured.startswith("0.999x")
     assert reached["lowest cosine to float32, one text at a time"] is False
     assert reached["warm start to ready"] is None
+
+
+def test_goals_without_bfloat16_are_held_against_peers_in_float32():
+    works = {
+        "queries": {name: medians(**{"queries/s": 10.0}) for name in ("eoseek", "infinity")},
+        "long": {name: medians(**{"documents/s": 3.0}) for name in ("eoseek", "sentence-transformers")},
+    }
+    found = {each.name: each.measured for each in goals(works, flop_per_document=1e10)}
+    assert found["queries/s over HTTP, times the best peer"] == "1.00x"
+    assert found["long documents, times sentence-transformers"] == "1.00x"
+
+
+def test_specs_bfloat16_that_is_not_multiplied_is_float32_and_no_engine_comes_twice():
+    assert as_multiplied(SPECS, "bfloat16") == list(SPECS)
+    specs = as_multiplied(SPECS, "float32")
+    assert [spec.name for spec in specs] == ["eoseek", "vllm", "infinity", "sentence-transformers"]
+    assert [spec.dtype for spec in specs] == ["auto", "float32", "auto", "auto"]
+    assert [spec.name for spec in as_multiplied(WORKS["long"].specs, "float32")] == ["eoseek", "sentence-transformers"]
 
 
 def test_page_gets_the_tables_between_its_marks(tmp_path):
@@ -174,7 +192,7 @@ def test_runner_environment_that_cannot_be_built_is_not_run_and_is_not_tried_twi
     monkeypatch.setattr("benchmarks.bench.runner.build", build)
     made = make(QUICK, num_rounds=2)
     bench = Bench(checkpoint=None, workload=made, reference={})
-    runner = Runner(bench, threads=1, store=tmp_path)
+    runner = Runner(bench, threads=1, store=tmp_path, number_format="bfloat16")
     runner.prepare([VLLM])
     found = runner.run(WORKS["single"], [VLLM])
     assert found == {"vllm": {"not run": "no such wheel"}}

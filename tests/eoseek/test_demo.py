@@ -42,6 +42,6 @@ def test_demo_twice_gives_the_same_in_order_of_text_owners_behind_what_examples_
     assert standard_library_documents() == documents
     modules = [document.metadata["module"] for document in documents]
     first = modules.index("builtins")
-    assert set(modules[:first]) == {"datetime", "email.utils", "heapq", "time"}
-    for part in (documents[:first], documents[first:]):
-        assert [document.id for document in part] == sorted(document.id for document in part)
+    assert list(dict.fromkeys(modules[:first])) == ["heapq", "email.utils", "time", "subprocess", "decimal", "datetime"]
+    ids = [document.id for document in documents[first:]]
+    assert ids == sorted(ids)

@@ -26,7 +26,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_settle_memory_what_lies_free_between_used_blocks_is_given_back_in_time_and_in_a_fork_too() -> None:
     # blocks in use at the end of the heap keep glibc from giving back by itself what lies free below them
     program = """
-import os, sys, time
+import os, sys, threading, time
 import psutil, torch
 from service.encoders import memory
 memory._GIVE_BACK_SECONDS = 0.2
@@ -34,6 +34,8 @@ memory.settle_memory()
 if os.fork():
     sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 memory.settle_memory()
+memory.settle_memory()
+assert [thread.name for thread in threading.enumerate()].count(memory._THREAD) == 1
 blocks = [torch.ones(2**18) for _ in range(100)]
 held = psutil.Process().memory_info().rss
 last = blocks.pop()
