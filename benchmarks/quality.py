@@ -60,7 +60,9 @@ def main() -> int:
     parser.add_argument("--system", action="append", choices=[*SYSTEMS, *SERVED], help="only this one; repeatable")
     parser.add_argument("--max-length", type=int, help="cut the checkpoint's texts at so many tokens")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the checkpoint")
-    parser.add_argument("--keep", type=Path, help="as eoseek evaluate --keep; without it documents are encoded twice")
+    parser.add_argument(
+        "--keep", type=Path, help="as eoseek evaluate --keep, stores of services too; else all is encoded twice"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     lines: list[Line] = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else []
@@ -91,7 +93,8 @@ def measured(name: str, wanted: Sequence[str], arguments: argparse.Namespace) ->
     }
     length = {"encoder__max_length": str(arguments.max_length)} if arguments.max_length else {}
     settings = {"encoder__checkpoint": arguments.checkpoint, "encoder__dtype": arguments.dtype} | length
-    with running_service(**settings) as service:
+    stored = f"{name}.{checkpoint.fingerprint[:8]}.{arguments.dtype}.{checkpoint.max_length}.store"
+    with running_service(arguments.keep and arguments.keep / stored, **settings) as service:
         for system in served:
             options = ["--url", service.url, "--truncate", *instruction(SERVED[system], name), *split]
             line = evaluate(data, system, options if system != served[0] else [*options, "--ingest"])

@@ -50,10 +50,10 @@ class Service:
 
 
 @contextmanager
-def running_service(**settings: str) -> Iterator[Service]:
-    """`eoseek serve` on a free port with a store of its own, ready; `settings` as in `start_service`."""
+def running_service(store: Path | None = None, **settings: str) -> Iterator[Service]:
+    """`eoseek serve` on a free port, ready; `settings` as in `start_service`. Without `store` it has one for itself."""
     with tempfile.TemporaryDirectory() as directory:
-        service = start_service(free_port(), Path(directory) / "store", **settings)
+        service = start_service(free_port(), store or Path(directory) / "store", **settings)
         try:
             wait_until_ready(service)
             yield service
