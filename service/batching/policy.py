@@ -50,6 +50,8 @@ class Limits:
     max_queue_tokens: int
     batch_target_seconds: float
     document_max_wait_seconds: float
+    min_document_tokens: int = 0
+    """What a document batch may have however slow the encoder is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +96,8 @@ def plan_batch(lanes: Mapping[Lane, Iterable[Request]], limits: Limits, situatio
 
     An idle encoder takes what is there. A busy one is given a batch ahead only if that batch is full (others gain by
     waiting for company) and, for documents, only if all that is then ahead of a query still takes no longer than
-    `batch_target_seconds`. So a document batch is half of that, except that it has at least one text. The speed is that
-    of all batches side by side, so each of them gets its part of it.
+    `batch_target_seconds`. So a document batch is half of that, except that it has at least one text and may have
+    `min_document_tokens`. The speed is that of all batches side by side, so each of them gets its part of it.
 
     Args:
         lanes: requests in order of arrival; only those with waiting texts.
@@ -106,6 +108,7 @@ def plan_batch(lanes: Mapping[Lane, Iterable[Request]], limits: Limits, situatio
     if lane is None:
         return None
     target_tokens = int(situation.tokens_per_second * limits.batch_target_seconds)
+    target_tokens = max(target_tokens, 2 * situation.num_parallel * limits.min_document_tokens)
     max_tokens = limits.max_batch_tokens
     if lane == "document":
         max_tokens = min(max_tokens, target_tokens // (2 * situation.num_parallel))

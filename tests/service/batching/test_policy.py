@@ -15,13 +15,14 @@ class Waiting:
     name: str = field(default="")
 
 
-def limits(max_batch_tokens=100, max_batch_texts=10, max_queue_tokens=1000, target=1.0, max_wait=2.0):
+def limits(max_batch_tokens=100, max_batch_texts=10, max_queue_tokens=1000, target=1.0, max_wait=2.0, least=0):
     return Limits(
         max_batch_tokens=max_batch_tokens,
         max_batch_texts=max_batch_texts,
         max_queue_tokens=max_queue_tokens,
         batch_target_seconds=target,
         document_max_wait_seconds=max_wait,
+        min_document_tokens=least,
     )
 
 
@@ -226,3 +227,13 @@ def test_policy_speed_instant_batches_leave_the_estimate():
     speed.observe(10, 0.0)
 
     assert speed.tokens_per_second == 100.0
+
+
+def test_policy_slow_encoder_still_gets_documents_for_all_its_rows_and_a_batch_ahead():
+    documents = [Waiting([20] * 10)]
+    assert plan(documents=documents, speed=10.0).num_tokens == 20  # one text, as the target has room for none
+    assert plan(documents=documents, speed=10.0, least=60).num_tokens == 60
+    assert plan(documents=documents, speed=10.0, least=60, in_flight=60).num_tokens == 60
+    assert plan(documents=documents, speed=10.0, least=60, in_flight=61) is None
+    assert plan(documents=documents, speed=180.0, least=60).num_tokens == 80  # a fast one as before
+    assert plan(documents=documents, speed=10.0, least=200).num_tokens == 100  # never over `max_batch_tokens`
