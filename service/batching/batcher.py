@@ -38,7 +38,7 @@ _LATE = "the deadline passes before the texts are encoded; allow more time or se
 # have the encoder work on texts that time out under its hands, and next to nothing would be answered
 _MAX_WAIT_SHARE = 0.8
 # of a document batch and the one ahead of it, where no query waits for them: longer ones are hardly faster, but have
-# the encoder full rows for each of its threads, or abstracts are encoded one by one, a sixth slower
+# the encoder full rows for each of its threads, or abstracts are encoded one by one, an eighth slower
 _BACKGROUND_TARGET_SECONDS = 2.0
 _BACKGROUND_MIN_TOKENS = 2048
 

@@ -39,7 +39,7 @@ def settle_memory() -> None:
 
 
 def _give_back_forever() -> None:
-    trim = ctypes.CDLL(None).malloc_trim  # 3 to 11 ms with 60 MiB to give back
+    trim = ctypes.CDLL(None).malloc_trim  # 5 to 15 ms with 60 MiB to give back
     while True:
         time.sleep(_GIVE_BACK_SECONDS)
         trim(0)
