@@ -17,10 +17,11 @@ import torch
 
 from benchmarks.running import texts_of_lengths, write_json
 from service.encoders.checkpoint import Checkpoint, load_checkpoint
+from service.encoders.fused import has_integer_products
 from service.encoders.torch_loading import load_encoder
 
 MAX_TOKENS = 2000
-FLOORS = {"float32": 0.99999, "bfloat16": 0.995}
+FLOORS = {"float32": 0.99999, "bfloat16": 0.995} | ({"int16": 0.999} if has_integer_products() else {})
 
 
 def main() -> int:

@@ -59,7 +59,9 @@ def main() -> int:
     parser.add_argument("--checkpoint", default="default")
     parser.add_argument("--system", action="append", choices=[*SYSTEMS, *SERVED], help="only this one; repeatable")
     parser.add_argument("--max-length", type=int, help="cut the checkpoint's texts at so many tokens")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the checkpoint")
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "int16"], help="of the checkpoint"
+    )
     parser.add_argument(
         "--keep", type=Path, help="as eoseek evaluate --keep, stores of services too; else all is encoded twice"
     )

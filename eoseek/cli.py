@@ -191,7 +191,7 @@ def evaluate(
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Cut texts of a --checkpoint at so many tokens.")
     ] = None,
-    dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of a --checkpoint.")] = "auto",
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "int16"], typer.Option(help="Of a --checkpoint.")] = "auto",
     keep: Annotated[
         Path | None,
         typer.Option(help="Folder for a --checkpoint's embeddings of documents, to go on after a break or ask again."),

@@ -3,15 +3,19 @@
 What transformers runs between two products of a layer are some forty operations that each read and write the whole row;
 on a processor with fast bfloat16 products they took a third of the time of 1,024 tokens and more than half of that of
 12. Here they are three functions of `kernels.c`, built when the package is installed, where there is a compiler. Query,
-key and value are one product, gate and up another, and oneDNN takes weights as it packed them at load, instead of
-packing them in each call; the worker holds that copy too. Behind the last attention only the last token of each text
-goes on, whose state is the embedding.
+key and value are one product, gate and up another, of weights that are packed at load instead of in each call; the
+worker holds that copy too. Behind the last attention only the last token of each text goes on, whose state is the
+embedding.
 
-For the families below, in bfloat16, on processors; `TorchEncoder` compares it with transformers' own forward at load,
-and runs that for everything else. Numbers are as in `packed_forward`: products in bfloat16, the residual stream, norms,
-rotation and gate in float32. Products have at least `MIN_ROWS` rows, of filler where need be: oneDNN takes another
-kernel for fewer, which rounds otherwise, and a query's vector would depend on how many come with it. Attention sees
-lengths that are multiples of 32, so that the states of an opening are the same bits in every text that has it.
+For the families below, on processors, in bfloat16 or, for a model in float32, with products in 16-bit integers;
+`TorchEncoder` compares it with transformers' own forward at load, and runs that for everything else. Numbers are as in
+`packed_forward`: the residual stream, norms, rotation and gate are float32. Attention sees lengths that are multiples
+of 32, so that the states of an opening are the same bits in every text that has it.
+
+Products in bfloat16 are oneDNN's. They have at least `MIN_ROWS` rows, of filler where need be: it takes another kernel
+for fewer, which rounds otherwise, and a query's vector would depend on how many come with it. Those in integers are
+ours (`products.c`), exact but for the rounding of each row and each output's weights to 3,663 steps: where AVX2 is all
+that a processor has, they take half to two thirds of the time of MKL's in float32, and no library for torch has them.
 
 Shapes: T tokens of the row, D hidden size or what a product makes of it, N texts, H heads.
 """
@@ -21,7 +25,7 @@ import functools
 import importlib.util
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,19 +40,21 @@ log = logging.getLogger(__name__)
 MIN_ROWS = 40
 # of lengths in attention: its kernel adds up in such pieces, so a token's bits do not depend on where its text ends
 _MULTIPLE = 32
-_VERSION = 1  # of the arguments below, as in kernels.c
+_VERSION = 2  # of the arguments below, as in kernels.c
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
-_POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+_POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
 _ARGUMENTS = {
-    "eoseek_add_norm": [_POINTER, _POINTER, _POINTER, _FLOAT, _POINTER, _LONG, _LONG],
-    "eoseek_rotate": [_POINTER, _POINTER, _POINTER, _POINTER, _FLOAT, _LONG, _LONG, _LONG, _LONG],
-    "eoseek_gate": [_POINTER, _POINTER, _LONG, _LONG],
+    "eoseek_add_norm": [_POINTER, _POINTER, _POINTER, _FLOAT, _POINTER, _LONG, _LONG, _INT],
+    "eoseek_rotate": [_POINTER, _POINTER, _POINTER, _POINTER, _FLOAT, _LONG, _LONG, _LONG, _LONG, _INT],
+    "eoseek_gate": [_POINTER, _POINTER, _LONG, _LONG, _INT],
 }
+_PRODUCT_ARGUMENTS: list[Any] = [*[_POINTER] * 7, _LONG, _LONG, _LONG]
+Product = Callable[[Tensor], Tensor]
 
 
 @functools.cache
 def load_kernels() -> ctypes.CDLL | None:
-    """The functions of `kernels.c`; None where they were not built."""
+    """The functions of `kernels.c` and `products.c`; None where they were not built."""
     found = importlib.util.find_spec("service.encoders._kernels")
     if found is None or found.origin is None:
         log.info("installed without a C compiler, so encoding is slower: see Needs in README")
@@ -65,7 +71,15 @@ def load_kernels() -> ctypes.CDLL | None:
     for name, arguments in _ARGUMENTS.items():
         function = getattr(kernels, name)
         function.argtypes, function.restype = arguments, None
+    if kernels.eoseek_has_products():
+        kernels.eoseek_product.argtypes, kernels.eoseek_product.restype = _PRODUCT_ARGUMENTS, None
     return kernels
+
+
+def has_integer_products() -> bool:
+    """Whether this processor has products in 16-bit integers, and the package was built with them."""
+    kernels = load_kernels()
+    return kernels is not None and bool(kernels.eoseek_has_products())
 
 
 class _Product:
@@ -82,8 +96,47 @@ class _Product:
         return product
 
 
+class _IntegerProduct:
+    """Linear layers on the same input as one, in 16-bit integers: see `products.c`."""
+
+    def __init__(self, kernels: ctypes.CDLL, *layers: nn.Linear) -> None:
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        self._columns, self._size = weight.shape
+        level, self._tile, columns = (
+            ctypes.c_int.in_dll(kernels, f"eoseek_product_{name}").value for name in ("level", "rows", "columns")
+        )
+        largest = weight.abs().amax(1)
+        rounded = (weight * (level / largest.clamp(min=1e-30))[:, None]).round().to(torch.int16)
+        # (columns of a tile, pairs of inputs): what one instruction multiplies lies together
+        pairs = rounded.view(-1, columns, self._size // 2, 2)
+        self._weight = pairs.transpose(1, 2).contiguous()
+        self._scales = (largest / level).contiguous()
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        self._bias = torch.cat(biases) if biases else None
+        self._kernels = kernels
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        rows = len(x_TD)
+        x_TD = x_TD.contiguous()
+        product, scales = torch.empty(rows, self._columns), torch.empty(rows)
+        rounded = torch.zeros(-(-rows // self._tile) * self._tile, self._size, dtype=torch.int16)
+        self._kernels.eoseek_product(
+            x_TD.data_ptr(),
+            self._weight.data_ptr(),
+            self._scales.data_ptr(),
+            None if self._bias is None else self._bias.data_ptr(),
+            rounded.data_ptr(),
+            scales.data_ptr(),
+            product.data_ptr(),
+            rows,
+            self._size,
+            self._columns,
+        )
+        return product
+
+
 class _Layer:
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, product: Callable[..., Product]) -> None:
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
         self.attention: nn.Module = attention
@@ -91,10 +144,10 @@ class _Layer:
         self.attention_norm = _norm_weight(layer.input_layernorm)
         self.mlp_norm = _norm_weight(layer.post_attention_layernorm)
         self.query_norm, self.key_norm = (_norm_weight(getattr(attention, name, None)) for name in ("q_norm", "k_norm"))
-        self.qkv = _Product(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out = _Product(attention.o_proj)
-        self.gate_up = _Product(mlp.gate_proj, mlp.up_proj)
-        self.down = _Product(mlp.down_proj)
+        self.qkv = product(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out = product(attention.o_proj)
+        self.gate_up = product(mlp.gate_proj, mlp.up_proj)
+        self.down = product(mlp.down_proj)
 
 
 class FusedDecoder:
@@ -111,13 +164,22 @@ class FusedDecoder:
         self._head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._gate_size: int = config.intermediate_size
         self._eps: float = config.rms_norm_eps
+        self._is_whole = model.dtype == torch.float32
+        self._min_rows = 1 if self._is_whole else MIN_ROWS
+        product: Callable[..., Product] = functools.partial(_IntegerProduct, kernels) if self._is_whole else _Product
         with torch.inference_mode():
-            self._layers = [_Layer(layer) for layer in model.get_submodule("layers").children()]
+            self._layers = [_Layer(layer, product) for layer in model.get_submodule("layers").children()]
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> "FusedDecoder | None":
-        """The fused form of a model, None where there is none for its family, number format or machine."""
-        kernels = load_kernels() if _is_supported(model) and _has_products() else None
+    def of(cls, model: PreTrainedModel, *, in_integers: bool = False) -> "FusedDecoder | None":
+        """The fused form of a model, None where there is none for its family, number format or machine.
+
+        Args:
+            model: in bfloat16 or, with `in_integers`, in float32.
+            in_integers: products in 16-bit integers.
+        """
+        has_products = has_integer_products() if in_integers else _has_products()
+        kernels = load_kernels() if has_products and _is_supported(model, in_integers) else None
         return None if kernels is None else cls(model, kernels)
 
     def __call__(
@@ -137,7 +199,7 @@ class FusedDecoder:
             (N, D) in float32, in order.
         """
         num_texts = len(token_ids)
-        if (num_missing := MIN_ROWS - sum(map(len, token_ids))) > 0:
+        if (num_missing := self._min_rows - sum(map(len, token_ids))) > 0:
             token_ids = [*token_ids, [token_ids[-1][0]] * num_missing]
             prefixes = prefixes and [*prefixes, None]
         lengths = [len(ids) for ids in token_ids]
@@ -159,7 +221,7 @@ class FusedDecoder:
             )
             attended_TD = attended.reshape(len(row_T), -1)
             if layer is self._layers[-1]:
-                ends_N = torch.cat([ends_N, ends_N[-1].repeat(max(0, MIN_ROWS - num_texts))])
+                ends_N = torch.cat([ends_N, ends_N[-1].repeat(max(0, self._min_rows - num_texts))])
                 stream_TD, attended_TD = stream_TD[ends_N], attended_TD[ends_N]
             gate_up_TD = layer.gate_up(self._add_norm(stream_TD, layer.out(attended_TD), layer.mlp_norm))
             change_TD = layer.down(self._gate(gate_up_TD))
@@ -169,7 +231,7 @@ class FusedDecoder:
 
     def _add_norm(self, stream_TD: Tensor, change_TD: Tensor | None, weight_D: Tensor) -> Tensor:
         """Adds the change to the stream, in place, and gives its norm."""
-        normed_TD = torch.empty_like(stream_TD, dtype=torch.bfloat16)
+        normed_TD = torch.empty_like(stream_TD, dtype=torch.float32 if self._is_whole else torch.bfloat16)
         self._kernels.eoseek_add_norm(
             stream_TD.data_ptr(),
             None if change_TD is None else change_TD.data_ptr(),
@@ -177,6 +239,7 @@ class FusedDecoder:
             self._eps,
             normed_TD.data_ptr(),
             *stream_TD.shape,
+            self._is_whole,
         )
         return normed_TD
 
@@ -187,18 +250,22 @@ class FusedDecoder:
         half = self._head_size // 2
         if layer.query_norm is None or layer.key_norm is None:
             num_heads = self._heads + self._key_heads
-            self._kernels.eoseek_rotate(qkv_TD.data_ptr(), *angles, None, 0.0, rows, stride, num_heads, half)
+            self._kernels.eoseek_rotate(
+                qkv_TD.data_ptr(), *angles, None, 0.0, rows, stride, num_heads, half, self._is_whole
+            )
             return
         after_query = qkv_TD.data_ptr() + self._heads * self._head_size * qkv_TD.element_size()
         for start, weight, num_heads in (
             (qkv_TD.data_ptr(), layer.query_norm, self._heads),
             (after_query, layer.key_norm, self._key_heads),
         ):
-            self._kernels.eoseek_rotate(start, *angles, weight.data_ptr(), self._eps, rows, stride, num_heads, half)
+            self._kernels.eoseek_rotate(
+                start, *angles, weight.data_ptr(), self._eps, rows, stride, num_heads, half, self._is_whole
+            )
 
     def _gate(self, gate_up_TD: Tensor) -> Tensor:
         gated_TD = gate_up_TD.new_empty(len(gate_up_TD), self._gate_size)
-        self._kernels.eoseek_gate(gate_up_TD.data_ptr(), gated_TD.data_ptr(), *gated_TD.shape)
+        self._kernels.eoseek_gate(gate_up_TD.data_ptr(), gated_TD.data_ptr(), *gated_TD.shape, self._is_whole)
         return gated_TD
 
 
@@ -210,8 +277,9 @@ def _has_products() -> bool:
     )
 
 
-def _is_supported(model: PreTrainedModel) -> bool:
+def _is_supported(model: PreTrainedModel, in_integers: bool) -> bool:
     """Whether this is transformers' own code of a family above, without what the fused layers do not do."""
+    dtype = torch.float32 if in_integers else torch.bfloat16
     config: Any = model.config
     if not type(model).__module__.startswith("transformers.models.") or config.model_type not in _FAMILIES:
         return False
@@ -222,9 +290,10 @@ def _is_supported(model: PreTrainedModel) -> bool:
     products = [each for name, each in layers.named_modules() if name.endswith("_proj")]
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rotated = 2 * len(model.get_buffer("rotary_emb.inv_freq"))
-    return rotated == head_size and all(
-        type(each) is nn.Linear and each.weight.dtype == torch.bfloat16 for each in products
-    )
+    # of products in integers; every size that a checkpoint was seen to have is one
+    if in_integers and any(size % 16 for each in products for size in each.weight.shape):
+        return False
+    return rotated == head_size and all(type(each) is nn.Linear and each.weight.dtype == dtype for each in products)
 
 
 def _norm_weight(norm: Any) -> Any:

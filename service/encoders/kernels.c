@@ -1,7 +1,7 @@
 /* What lies between the products of a decoder's layers, each in one pass over memory: see fused.py, their one caller.
  *
- * bfloat16 is the upper half of a float32. Rows are contiguous; sums are float32. No function keeps state. A row's
- * result depends on that row only, whatever the number of threads.
+ * Products give and take bfloat16, the upper half of a float32, or with `is_whole` float32 itself. Rows are contiguous;
+ * sums are float32. No function keeps state. A row's result depends on that row only, whatever the number of threads.
  */
 #include <math.h>
 #include <stdint.h>
@@ -18,12 +18,14 @@
 #else
 #define WIDE
 #endif
+/* into the function that names `is_whole`, so that each format has a loop of its own */
+#define INLINE static inline __attribute__((always_inline))
 #define MIN_PARALLEL 131072 /* values; fewer are done sooner than a second thread is woken */
 #define LOG2_E 1.44269504f
 #define LN_2 0.69314718f
 
 /* of the functions' arguments: a library that was built before they changed must not be called */
-const int eoseek_kernels_version = 1;
+const int eoseek_kernels_version = 2;
 
 typedef uint16_t bfloat16;
 typedef union {
@@ -42,6 +44,21 @@ static inline bfloat16 narrow(float x) {
   return (bfloat16)((w.bits + 0x7fffu + ((w.bits >> 16) & 1u)) >> 16);
 }
 
+INLINE float get(const void *x, long i, int is_whole) {
+  return is_whole ? ((const float *)x)[i] : widen(((const bfloat16 *)x)[i]);
+}
+
+INLINE void put(void *x, long i, float value, int is_whole) {
+  if (is_whole)
+    ((float *)x)[i] = value;
+  else
+    ((bfloat16 *)x)[i] = narrow(value);
+}
+
+INLINE char *skip(const void *x, long values, int is_whole) {
+  return (char *)x + values * (is_whole ? sizeof(float) : sizeof(bfloat16));
+}
+
 /* 2^k e^f with |f| <= ln 2 / 2, e^f by its series to the sixth power: relative error below 2e-7 */
 static inline float exponential(float x) {
   x = x < -87.0f ? -87.0f : x > 87.0f ? 87.0f : x;
@@ -51,60 +68,84 @@ static inline float exponential(float x) {
   return series * power.value;
 }
 
-WIDE static void add_norm_rows(float *x, const bfloat16 *y, const float *weight, float eps, bfloat16 *out, long rows,
-                               long size) {
-  for (long row = 0; row < rows; row++, x += size, out += size) {
+INLINE void add_norm(float *x, const void *y, const float *weight, float eps, void *out, long rows, long size,
+                     int is_whole) {
+  for (long row = 0; row < rows; row++, x += size, out = skip(out, size, is_whole)) {
     float squares = 0;
     if (y) {
 #pragma omp simd reduction(+ : squares)
       for (long i = 0; i < size; i++) {
-        float sum = x[i] + widen(y[i]);
+        float sum = x[i] + get(y, i, is_whole);
         x[i] = sum;
         squares += sum * sum;
       }
-      y += size;
+      y = skip(y, size, is_whole);
     } else {
 #pragma omp simd reduction(+ : squares)
       for (long i = 0; i < size; i++) squares += x[i] * x[i];
     }
     float scale = 1.0f / sqrtf(squares / (float)size + eps);
-    for (long i = 0; i < size; i++) out[i] = narrow(x[i] * scale * weight[i]);
+#pragma omp simd
+    for (long i = 0; i < size; i++) put(out, i, x[i] * scale * weight[i], is_whole);
   }
 }
 
 /* `half` is half a head; a head's i-th value turns with its (half + i)-th */
-WIDE static void rotate_rows(bfloat16 *x, const float *cosine, const float *sine, const float *weight, float eps,
-                             long rows, long stride, long heads, long half) {
-  for (long row = 0; row < rows; row++, x += stride, cosine += half, sine += half)
+INLINE void rotate(void *x, const float *cosine, const float *sine, const float *weight, float eps, long rows,
+                   long stride, long heads, long half, int is_whole) {
+  for (long row = 0; row < rows; row++, x = skip(x, stride, is_whole), cosine += half, sine += half)
     for (long head = 0; head < heads; head++) {
-      bfloat16 *low = x + 2 * half * head, *high = low + half;
+      void *low = skip(x, 2 * half * head, is_whole), *high = skip(low, half, is_whole);
       float scale = 1.0f;
       if (weight) {
         float squares = 0;
 #pragma omp simd reduction(+ : squares)
-        for (long i = 0; i < 2 * half; i++) squares += widen(low[i]) * widen(low[i]);
+        for (long i = 0; i < 2 * half; i++) squares += get(low, i, is_whole) * get(low, i, is_whole);
         scale = 1.0f / sqrtf(squares / (float)(2 * half) + eps);
       }
 #pragma omp simd
       for (long i = 0; i < half; i++) {
-        float a = widen(low[i]), b = widen(high[i]);
+        float a = get(low, i, is_whole), b = get(high, i, is_whole);
         if (weight) {
           a *= scale * weight[i];
           b *= scale * weight[half + i];
         }
-        low[i] = narrow(a * cosine[i] - b * sine[i]);
-        high[i] = narrow(b * cosine[i] + a * sine[i]);
+        put(low, i, a * cosine[i] - b * sine[i], is_whole);
+        put(high, i, b * cosine[i] + a * sine[i], is_whole);
       }
     }
 }
 
-WIDE static void gate_rows(const bfloat16 *x, bfloat16 *out, long rows, long size) {
-  for (long row = 0; row < rows; row++, x += 2 * size, out += size)
+INLINE void gate(const void *x, void *out, long rows, long size, int is_whole) {
+  for (long row = 0; row < rows; row++, x = skip(x, 2 * size, is_whole), out = skip(out, size, is_whole))
 #pragma omp simd
     for (long i = 0; i < size; i++) {
-      float gate = widen(x[i]);
-      out[i] = narrow(gate / (1.0f + exponential(-gate)) * widen(x[size + i]));
+      float value = get(x, i, is_whole);
+      put(out, i, value / (1.0f + exponential(-value)) * get(x, size + i, is_whole), is_whole);
     }
+}
+
+WIDE static void add_norm_rows(float *x, const void *y, const float *weight, float eps, void *out, long rows, long size,
+                               int is_whole) {
+  if (is_whole)
+    add_norm(x, y, weight, eps, out, rows, size, 1);
+  else
+    add_norm(x, y, weight, eps, out, rows, size, 0);
+}
+
+WIDE static void rotate_rows(void *x, const float *cosine, const float *sine, const float *weight, float eps, long rows,
+                             long stride, long heads, long half, int is_whole) {
+  if (is_whole)
+    rotate(x, cosine, sine, weight, eps, rows, stride, heads, half, 1);
+  else
+    rotate(x, cosine, sine, weight, eps, rows, stride, heads, half, 0);
+}
+
+WIDE static void gate_rows(const void *x, void *out, long rows, long size, int is_whole) {
+  if (is_whole)
+    gate(x, out, rows, size, 1);
+  else
+    gate(x, out, rows, size, 0);
 }
 
 /* the rows that a thread takes, from `first`; its caller has `threads` of them */
@@ -118,33 +159,34 @@ static long share(long rows, long *first) {
   return rows * (thread + 1) / threads - *first;
 }
 
-/* x += y, where there is one; out = x / rms(x) * weight. x float32 and y, out bfloat16, all (rows, size) */
-void eoseek_add_norm(float *x, const bfloat16 *y, const float *weight, float eps, bfloat16 *out, long rows, long size) {
+/* x += y, where there is one; out = x / rms(x) * weight. x float32, all (rows, size) */
+void eoseek_add_norm(float *x, const void *y, const float *weight, float eps, void *out, long rows, long size,
+                     int is_whole) {
 #pragma omp parallel if (rows * size >= MIN_PARALLEL)
   {
-    long first, count = share(rows, &first), skip;
-    skip = first * size;
-    add_norm_rows(x + skip, y ? y + skip : 0, weight, eps, out + skip, count, size);
+    long first, count = share(rows, &first), before = first * size;
+    add_norm_rows(x + before, y ? skip(y, before, is_whole) : 0, weight, eps, skip(out, before, is_whole), count, size,
+                  is_whole);
   }
 }
 
 /* In place: the first `heads` heads of each row, normalised by `weight` (2 * half) where there is one, turned by the
- * angles of the row's position. x bfloat16 (rows, stride), cosine and sine float32 (rows, half) */
-void eoseek_rotate(bfloat16 *x, const float *cosine, const float *sine, const float *weight, float eps, long rows,
-                   long stride, long heads, long half) {
+ * angles of the row's position. x (rows, stride), cosine and sine float32 (rows, half) */
+void eoseek_rotate(void *x, const float *cosine, const float *sine, const float *weight, float eps, long rows,
+                   long stride, long heads, long half, int is_whole) {
 #pragma omp parallel if (rows * heads * half * 2 >= MIN_PARALLEL)
   {
-    long first, count = share(rows, &first);
-    rotate_rows(x + first * stride, cosine + first * half, sine + first * half, weight, eps, count, stride, heads,
-                half);
+    long first, count = share(rows, &first), before = first * half;
+    rotate_rows(skip(x, first * stride, is_whole), cosine + before, sine + before, weight, eps, count, stride, heads,
+                half, is_whole);
   }
 }
 
-/* out = silu(left half of x) * right half. x bfloat16 (rows, 2 * size), out (rows, size) */
-void eoseek_gate(const bfloat16 *x, bfloat16 *out, long rows, long size) {
+/* out = silu(left half of x) * right half. x (rows, 2 * size), out (rows, size) */
+void eoseek_gate(const void *x, void *out, long rows, long size, int is_whole) {
 #pragma omp parallel if (rows * size >= MIN_PARALLEL)
   {
     long first, count = share(rows, &first);
-    gate_rows(x + first * 2 * size, out + first * size, count, size);
+    gate_rows(skip(x, first * 2 * size, is_whole), skip(out, first * size, is_whole), count, size, is_whole);
   }
 }

@@ -38,7 +38,7 @@ DELICATE_TOKENS = 4
 _SHARED_ROW_TOKENS = 256  # of a row that all threads share: in larger ones oneDNN's products round otherwise
 _MIN_ROW_TOKENS = 128  # of rows beside each other; shorter ones are faster with all threads on one
 _BACKGROUND_NICENESS = 10  # a tenth of a busy core's time: what is in the background goes on, whatever comes before it
-_MIN_SELF_COSINE = {torch.float32: 0.99999, torch.bfloat16: 0.995}
+_MIN_SELF_COSINE = {"float32": 0.99999, "int16": 0.999, "bfloat16": 0.995}
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class TorchEncoder:
         dimension: int,
         row_tokens: int,
         prefix_cache_tokens: int = 0,
+        in_integers: bool = False,
     ) -> None:
         """Take over a model in evaluation mode.
 
@@ -76,13 +77,15 @@ class TorchEncoder:
             row_tokens: tokens of one packed row; a longer text gets a row of its own.
             prefix_cache_tokens: of shared openings whose states are kept, 0 for none. A token takes two vectors of all
                 key heads a layer: layers * 2 * key heads * head size * 2 bytes in bfloat16, 23 KB for SmolLM2-135M.
+            in_integers: products in 16-bit integers, where there are such for this model in float32.
         """
         self._model = model
         self._pooling = pooling
         self._dimension = dimension
         self._row_tokens = row_tokens
         self._forward = packed_forward if enable_packing(model) else padded_forward
-        self._fused = FusedDecoder.of(model) if pooling == "last_token" else None
+        self._in_integers = in_integers
+        self._fused = FusedDecoder.of(model, in_integers=in_integers) if pooling == "last_token" else None
         is_kept = prefix_cache_tokens >= MIN_TOKENS and pooling == "last_token" and self._forward is packed_forward
         self._prefixes = PrefixCache(prefix_cache_tokens) if is_kept and _can_continue(model) else None
         self._num_threads = torch.get_num_threads() if model.device.type == "cpu" else 1
@@ -99,7 +102,9 @@ class TorchEncoder:
 
     @property
     def dtype(self) -> str:
-        """Number format of the weights."""
+        """Number format of the products: `int16` for integers, else that of the weights."""
+        if self._in_integers and self._fused is not None:
+            return "int16"
         return str(self._model.dtype).removeprefix("torch.")
 
     @property
@@ -291,7 +296,7 @@ class TorchEncoder:
         return False
 
     def _agree(self, left: Embeddings, right: Embeddings) -> bool:
-        return bool((left * right).sum(axis=1).min() >= _MIN_SELF_COSINE.get(self._model.dtype, 0.995))
+        return bool((left * right).sum(axis=1).min() >= _MIN_SELF_COSINE.get(self.dtype, 0.995))
 
 
 def _give_way() -> None:

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 from service.encoders.checkpoint import T5_FAMILIES, Checkpoint, load_served, weight_files
+from service.encoders.fused import has_integer_products
 from service.encoders.memory import settle_memory
 from service.encoders.packed import keep_norms_in_float32
 from service.encoders.probes import check_probes
@@ -20,7 +21,10 @@ def choose_device(device: str) -> str:
 
 
 def choose_dtype(dtype: str, device: str) -> torch.dtype:
-    """`auto` becomes bfloat16 where the hardware multiplies it (on AVX512-BF16 about 3x float32), else float32."""
+    """Of the weights: `auto` becomes bfloat16 where the hardware multiplies it (on AVX512-BF16 about 3x float32), else
+    float32, as does `int16`."""
+    if dtype == "int16":
+        return torch.float32
     if dtype != "auto":
         return cast(torch.dtype, getattr(torch, dtype))
     if device != "cpu":
@@ -28,6 +32,23 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
     capabilities = torch.cpu.get_capabilities()
     has_bfloat16 = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
     return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def choose_integers(dtype: str, device: str) -> bool:
+    """Whether products are to be in 16-bit integers: `int16`, and `auto` on a processor whose widest format is AVX2.
+
+    With AVX-512 float32 is multiplied as fast.
+    Raises:
+        ConfigurationError: `int16` where there is none.
+    """
+    if dtype == "int16" and not (device == "cpu" and has_integer_products()):
+        raise ConfigurationError(
+            "EOSEEK_ENCODER__DTYPE is int16, which needs a processor with AVX2 and EOSeek installed where there is a C "
+            f"compiler; the device is {device}. Leave it to `auto`"
+        )
+    if dtype != "auto" or device != "cpu" or choose_dtype(dtype, device) != torch.float32:
+        return dtype == "int16"
+    return has_integer_products() and not torch.cpu.get_capabilities().get("avx512_f", False)
 
 
 def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, trust_remote_code: bool) -> PreTrainedModel:
@@ -79,7 +100,7 @@ def load_encoder(
 
     Args:
         checkpoint_path: as `load_checkpoint`.
-        dtype: `auto`, `float32` or `bfloat16`.
+        dtype: `auto`, `float32`, `bfloat16` or `int16`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads; 0 leaves torch's choice, one a core.
         max_length: as `load_checkpoint`.
@@ -95,6 +116,7 @@ def load_encoder(
     if threads:
         torch.set_num_threads(threads)
     device = choose_device(device)
+    in_integers = choose_integers(dtype, device)
     if device == "cpu":
         settle_memory()
     model = load_model(
@@ -106,6 +128,7 @@ def load_encoder(
         dimension=checkpoint.dimension,
         row_tokens=CPU_ROW_TOKENS if device == "cpu" else CUDA_ROW_TOKENS,
         prefix_cache_tokens=prefix_cache_tokens,
+        in_integers=in_integers,
     )
     probes = [("", "a"), ("", "two words and a few more of them"), ("A title", "a sentence, then another one. " * 3)]
     encoder.check(checkpoint.contract.documents(probes, truncate=True).token_ids)

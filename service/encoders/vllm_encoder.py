@@ -87,6 +87,10 @@ def load_encoder(
         from vllm.config import PoolerConfig
     except ImportError as error:
         raise ConfigurationError(f"the vLLM engine needs `pip install 'eoseek[vllm]'`: {error}") from error
+    if dtype == "int16":
+        raise ConfigurationError(
+            "EOSEEK_ENCODER__DTYPE is int16, which the vllm engine does not have; use auto, bfloat16 or float32"
+        )
     chosen = "bfloat16" if dtype == "auto" else dtype
     # named `normalize` up to vLLM 0.11
     names = {each.name for each in dataclasses.fields(PoolerConfig)}

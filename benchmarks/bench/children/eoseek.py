@@ -16,7 +16,8 @@ class Eoseek:
 
         self._contract = load_checkpoint(checkpoint).contract
         self._encoder = load_encoder(checkpoint, dtype=dtype, threads=threads)
-        self.versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        self.versions = versions | {"eoseek's products in": self._encoder.dtype}
 
     def encode(self, texts: list[str], *, kind: str, instruction: str) -> Any:
         if kind == "query":

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 import service.encoders.fused as fused_module
-from service.encoders.fused import MIN_ROWS, FusedDecoder, load_kernels
+from service.encoders import torch_loading
+from service.encoders.fused import MIN_ROWS, FusedDecoder, has_integer_products, load_kernels
 from service.encoders.packed import Prefix, enable_packing, keep_norms_in_float32, packed_forward
 from service.encoders.torch_encoder import TorchEncoder
 from service.encoders.torch_loading import load_encoder
+from service.errors import ConfigurationError
 from tests.checkpoints import tiny_model, write_tiny_checkpoint
 from tests.service.encoders.test_torch_encoder import LENGTHS, random_ids
 
@@ -25,30 +27,40 @@ CHANGES = {
     "qwen3": {},
 }
 has_products = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-pytestmark = [
-    pytest.mark.skipif(load_kernels() is None, reason="no C compiler when the package was installed"),
-    pytest.mark.skipif(not has_products, reason="this processor has no products in bfloat16"),
-]
-
+pytestmark = pytest.mark.skipif(load_kernels() is None, reason="no C compiler when the package was installed")
+has_bfloat16 = pytest.mark.skipif(not has_products, reason="this processor has no products in bfloat16")
 # oneDNN's other kernels were not looked at
 has_amx = pytest.mark.skipif(not torch.cpu.get_capabilities().get("amx_bf16"), reason="this processor has no AMX")
+has_integers = pytest.mark.skipif(not has_integer_products(), reason="this processor has no AVX2")
+INTEGERS = pytest.param("int16", marks=has_integers)
+each_format = pytest.mark.parametrize("number_format", [pytest.param("bfloat16", marks=has_bfloat16), INTEGERS])
+each_exact_format = pytest.mark.parametrize("number_format", [pytest.param("bfloat16", marks=has_amx), INTEGERS])
+FORMATS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+each_width = pytest.mark.parametrize("width", FORMATS)
+ROUNDING = {"bfloat16": 2**-8, "float32": 1e-6}
 
 
-def bfloat16_model(name: str) -> Any:
+def model_of(name: str, number_format: str) -> Any:
     model = tiny_model(name.partition(" ")[0], **CHANGES[name])
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if "norm" in key or "bias" in key:  # else ones and zeros, which hide what is forgotten
                 torch.nn.init.normal_(parameter, mean=0.5, std=0.2)
-    model = keep_norms_in_float32(model.to(torch.bfloat16))
+    if number_format == "bfloat16":
+        model = keep_norms_in_float32(model.to(torch.bfloat16))
     assert enable_packing(model)
     return model
 
 
 def fused_of(model: Any) -> FusedDecoder:
-    fused = FusedDecoder.of(model)
+    fused = FusedDecoder.of(model, in_integers=model.dtype == torch.float32)
     assert fused is not None
     return fused
+
+
+def encoder_of(model: Any) -> TorchEncoder:
+    in_integers = model.dtype == torch.float32
+    return TorchEncoder(model, pooling="last_token", dimension=32, row_tokens=100, in_integers=in_integers)
 
 
 def states(fused: FusedDecoder, token_ids: list[list[int]], **options: Any) -> Tensor:
@@ -56,9 +68,10 @@ def states(fused: FusedDecoder, token_ids: list[list[int]], **options: Any) -> T
         return fused(token_ids, **options)
 
 
+@has_bfloat16
 @pytest.mark.parametrize("name", CHANGES)
 def test_fused_states_are_as_near_to_float32_as_the_packed_forward(name: str) -> None:
-    model, token_ids = bfloat16_model(name), random_ids(LENGTHS)
+    model, token_ids = model_of(name, "bfloat16"), random_ids(LENGTHS)
     ends = torch.tensor(LENGTHS).cumsum(0) - 1
     with torch.inference_mode():
         exact = packed_forward(model, token_ids, is_widened=True)[ends]
@@ -69,17 +82,28 @@ def test_fused_states_are_as_near_to_float32_as_the_packed_forward(name: str) ->
     assert distance.mean() <= 1.2 * ((packed - exact).norm(dim=1) / exact.norm(dim=1)).mean()
 
 
-@has_amx
-def test_fused_states_are_the_same_bits_whatever_is_in_the_row() -> None:
-    fused, token_ids = fused_of(bfloat16_model("llama")), random_ids(LENGTHS)
+@has_integers
+@pytest.mark.parametrize("name", CHANGES)
+def test_fused_states_in_integers_are_close_to_float32(name: str) -> None:
+    model, token_ids = model_of(name, "int16"), random_ids(LENGTHS)
+    with torch.inference_mode():
+        exact = packed_forward(model, token_ids)[torch.tensor(LENGTHS).cumsum(0) - 1]
+    got = states(fused_of(model), token_ids)
+    assert got.dtype == torch.float32
+    assert ((got - exact).norm(dim=1) / exact.norm(dim=1)).max() < 0.01
+
+
+@each_exact_format
+def test_fused_states_are_the_same_bits_whatever_is_in_the_row(number_format: str) -> None:
+    fused, token_ids = fused_of(model_of("llama", number_format)), random_ids(LENGTHS)
     together = states(fused, token_ids)
     for ids, state in zip(token_ids, together, strict=True):
         assert torch.equal(states(fused, [ids])[0], state)
 
 
-@has_amx
-def test_fused_states_behind_a_kept_prefix_are_the_same_bits() -> None:
-    fused, opening = fused_of(bfloat16_model("qwen3")), random_ids([30])[0]
+@each_exact_format
+def test_fused_states_behind_a_kept_prefix_are_the_same_bits(number_format: str) -> None:
+    fused, opening = fused_of(model_of("qwen3", number_format)), random_ids([30])[0]
     texts = [opening + ids for ids in random_ids([9, 20, 20, 3], seed=1)]
     whole = states(fused, texts)
     prefix = Prefix(len(opening))
@@ -90,21 +114,24 @@ def test_fused_states_behind_a_kept_prefix_are_the_same_bits() -> None:
     assert torch.equal(states(fused, rests[:1], prefixes=[prefix]), whole[:1])
 
 
-@has_amx
-def test_encoder_gives_the_same_bits_with_a_prefix_cache_and_without(tmp_path: Path) -> None:
+@each_exact_format
+def test_encoder_gives_the_same_bits_with_a_prefix_cache_and_without(tmp_path: Path, number_format: str) -> None:
     path = str(write_tiny_checkpoint(tmp_path, "qwen3"))
-    without = load_encoder(path, dtype="bfloat16", device="cpu")
-    with_cache = load_encoder(path, dtype="bfloat16", device="cpu", prefix_cache_tokens=512)
+    without = load_encoder(path, dtype=number_format, device="cpu")
+    with_cache = load_encoder(path, dtype=number_format, device="cpu", prefix_cache_tokens=512)
     openings = random_ids([9, 25, 40], seed=2)
     # so many that those whose states are kept fill more than a row
     texts = [openings[index % 3] + ids for index, ids in enumerate(random_ids([5, 7, 20, 33, 60] * 12, seed=3))]
     expected = without.encode(texts)
     for size in (60, 8, 1):
         parts = [with_cache.encode(texts[start : start + size]) for start in range(0, 60, size)]
-        np.testing.assert_array_equal(np.concatenate(parts), expected)
+        # attention in float32 leaves a last bit that in bfloat16 is rounded away
+        difference = 0 if number_format == "bfloat16" else 2e-7
+        np.testing.assert_allclose(np.concatenate(parts), expected, rtol=0, atol=difference)
     assert with_cache.take_prefix_figures().hits > 100
 
 
+@has_bfloat16
 @pytest.mark.parametrize(
     ("family", "changes"),
     [("llama", {}), ("gemma", {}), ("mistral", {}), ("llama", {"hidden_act": "gelu"})],
@@ -117,15 +144,35 @@ def test_fused_takes_only_what_it_calculates_rightly(family: str, changes: dict[
     assert FusedDecoder.of(model) is None
 
 
-def test_fused_leaves_layers_that_are_more_than_a_product() -> None:
+@has_integers
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("gemma", {}),
+        ("mistral", {}),
+        ("llama", {"hidden_act": "gelu"}),
+        ("llama", {"intermediate_size": 40}),
+        ("llama", {"dtype": torch.bfloat16}),
+    ],
+    ids=["another family", "sliding window", "another gate", "not a multiple of 16", "bfloat16"],
+)
+def test_fused_in_integers_takes_only_what_it_calculates_rightly(family: str, changes: dict[str, Any]) -> None:
+    others = {name: value for name, value in changes.items() if name != "dtype"}
+    model = tiny_model(family, **others).to(changes.get("dtype", torch.float32))
+    assert FusedDecoder.of(model, in_integers=True) is None
+
+
+@each_format
+def test_fused_leaves_layers_that_are_more_than_a_product(number_format: str) -> None:
     class Adapted(torch.nn.Linear):
         """As an adapter or a quantized layer is."""
 
-    model = bfloat16_model("llama")
-    model.layers[1].mlp.down_proj = Adapted(48, 32, bias=False).bfloat16()
-    assert FusedDecoder.of(model) is None
+    model = model_of("llama", number_format)
+    model.layers[1].mlp.down_proj = Adapted(48, 32, bias=False).to(model.dtype)
+    assert FusedDecoder.of(model, in_integers=number_format == "int16") is None
 
 
+@has_bfloat16
 def test_encoder_without_kernels_gives_the_same_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(write_tiny_checkpoint(tmp_path))
     with_kernels = load_encoder(path, dtype="bfloat16", device="cpu")
@@ -137,23 +184,27 @@ def test_encoder_without_kernels_gives_the_same_vectors(tmp_path: Path, monkeypa
     assert (with_kernels.encode(token_ids) * without.encode(token_ids)).sum(axis=1).min() > 0.99
 
 
+@each_format
 def test_encoder_leaves_fused_layers_that_change_its_vectors(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number_format: str
 ) -> None:
-    encoder = TorchEncoder(bfloat16_model("llama"), pooling="last_token", dimension=32, row_tokens=100)
+    encoder = encoder_of(model_of("llama", number_format))
+    assert encoder.dtype == number_format
     expected = packed_forward
     monkeypatch.setattr(FusedDecoder, "_rotate", lambda *_: None)
     token_ids = random_ids([9, 20, 30])
     encoder.check(token_ids)
     assert "the fused layers change its vectors" in caplog.text
     assert encoder._fused is None
+    assert encoder.dtype == str(encoder._model.dtype).removeprefix("torch.")
     assert encoder._forward is expected
 
 
+@each_format
 def test_encoder_leaves_fused_layers_that_fail(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number_format: str
 ) -> None:
-    encoder = TorchEncoder(bfloat16_model("llama"), pooling="last_token", dimension=32, row_tokens=100)
+    encoder = encoder_of(model_of("llama", number_format))
 
     def fail(*_: Any) -> None:
         raise RuntimeError("no such product")
@@ -169,25 +220,28 @@ def address(array: Tensor) -> int:
     return array.data_ptr()
 
 
+@each_width
 @pytest.mark.parametrize("rows", [1, 7, 300])  # 300 * 576 values are shared among threads
-def test_add_norm_kernel_equals_torch(rows: int) -> None:
+def test_add_norm_kernel_equals_torch(rows: int, width: str) -> None:
+    dtype, rtol = FORMATS[width], ROUNDING[width]
     stream, weight = torch.randn(rows, 576), torch.rand(576)
-    change, out = torch.randn(rows, 576).bfloat16(), torch.empty(rows, 576, dtype=torch.bfloat16)
+    change, out = torch.randn(rows, 576).to(dtype), torch.empty(rows, 576, dtype=dtype)
     summed = stream + change.float()
     expected = torch.nn.functional.rms_norm(summed, (576,), weight, 1e-5)
-    arguments = (address(weight), 1e-5, address(out), rows, 576)
+    arguments = (address(weight), 1e-5, address(out), rows, 576, width == "float32")
     kernels().eoseek_add_norm(address(stream), address(change), *arguments)
     assert torch.equal(stream, summed)
-    torch.testing.assert_close(out.float(), expected, rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(out.float(), expected, rtol=rtol, atol=1e-6)
     kernels().eoseek_add_norm(address(stream), None, *arguments)
     assert torch.equal(stream, summed)
-    torch.testing.assert_close(out.float(), expected, rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(out.float(), expected, rtol=rtol, atol=1e-6)
 
 
+@each_width
 @pytest.mark.parametrize("rows", [1, 300])
 @pytest.mark.parametrize("is_normed", [False, True])
-def test_rotate_kernel_equals_torch_and_leaves_the_values_behind(rows: int, is_normed: bool) -> None:
-    x, weight = torch.randn(rows, 9, 64).bfloat16(), torch.rand(64) + 0.5
+def test_rotate_kernel_equals_torch_and_leaves_the_values_behind(rows: int, is_normed: bool, width: str) -> None:
+    x, weight = torch.randn(rows, 9, 64).to(FORMATS[width]), torch.rand(64) + 0.5
     angles = torch.rand(rows, 1, 32) * 6
     expected, heads = x.float().clone(), x.float()[:, :7]
     if is_normed:
@@ -195,29 +249,99 @@ def test_rotate_kernel_equals_torch_and_leaves_the_values_behind(rows: int, is_n
     low, high = heads.split(32, dim=2)
     cosine, sine = angles.cos(), angles.sin()
     expected[:, :7] = torch.cat([low * cosine - high * sine, high * cosine + low * sine], dim=2)
-    norm = address(weight) if is_normed else None
-    kernels().eoseek_rotate(address(x), address(cosine), address(sine), norm, 1e-6, rows, 9 * 64, 7, 32)
-    torch.testing.assert_close(x.float(), expected, rtol=2**-8, atol=1e-5)
+    norm, is_whole = address(weight) if is_normed else None, width == "float32"
+    kernels().eoseek_rotate(address(x), address(cosine), address(sine), norm, 1e-6, rows, 9 * 64, 7, 32, is_whole)
+    torch.testing.assert_close(x.float(), expected, rtol=ROUNDING[width], atol=1e-5)
 
 
+@each_width
 @pytest.mark.parametrize("rows", [1, 300])
-def test_gate_kernel_equals_torch_also_for_extreme_gates(rows: int) -> None:
-    x = (torch.randn(rows, 2 * 513) * 30).bfloat16()
+def test_gate_kernel_equals_torch_also_for_extreme_gates(rows: int, width: str) -> None:
+    x = (torch.randn(rows, 2 * 513) * 30).to(FORMATS[width])
     x[0, :6] = torch.tensor([0.0, -0.0, 300.0, -300.0, 1e-30, -88.5])
-    out = torch.empty(rows, 513, dtype=torch.bfloat16)
-    kernels().eoseek_gate(address(x), address(out), rows, 513)
+    out = torch.empty(rows, 513, dtype=FORMATS[width])
+    kernels().eoseek_gate(address(x), address(out), rows, 513, width == "float32")
     gate, up = x.float().split(513, dim=1)
-    torch.testing.assert_close(out.float(), torch.nn.functional.silu(gate) * up, rtol=2**-8, atol=1e-30)
+    rtol = max(ROUNDING[width], 1e-5)  # the exponent of a far gate is rounded
+    torch.testing.assert_close(out.float(), torch.nn.functional.silu(gate) * up, rtol=rtol, atol=1e-30)
 
 
-def test_kernels_hand_on_what_is_not_a_number() -> None:
-    x = torch.full((1, 64), torch.nan, dtype=torch.bfloat16)
-    out = torch.zeros(1, 32, dtype=torch.bfloat16)
-    kernels().eoseek_gate(address(x), address(out), 1, 32)
+@each_width
+def test_kernels_hand_on_what_is_not_a_number(width: str) -> None:
+    dtype, is_whole = FORMATS[width], width == "float32"
+    x = torch.full((1, 64), torch.nan, dtype=dtype)
+    out = torch.zeros(1, 32, dtype=dtype)
+    kernels().eoseek_gate(address(x), address(out), 1, 32, is_whole)
     assert out.isnan().all()
-    normed, stream, weight = torch.zeros(1, 64, dtype=torch.bfloat16), torch.zeros(1, 64), torch.ones(64)
-    kernels().eoseek_add_norm(address(stream), address(x), address(weight), 1e-5, address(normed), 1, 64)
+    normed, stream, weight = torch.zeros(1, 64, dtype=dtype), torch.zeros(1, 64), torch.ones(64)
+    kernels().eoseek_add_norm(address(stream), address(x), address(weight), 1e-5, address(normed), 1, 64, is_whole)
     assert normed.isnan().all()
+
+
+def product_of(*sizes: tuple[int, int], has_bias: bool = False) -> tuple[fused_module._IntegerProduct, Tensor, Tensor]:
+    """The product of layers of these (outputs, inputs), and their weights and biases together."""
+    layers = [torch.nn.Linear(inputs, outputs, bias=has_bias) for outputs, inputs in sizes]
+    biases = torch.cat([layer.bias for layer in layers]) if has_bias else torch.zeros(sum(size[0] for size in sizes))
+    weights = torch.cat([layer.weight for layer in layers])
+    return fused_module._IntegerProduct(kernels(), *layers), weights.detach(), biases.detach()
+
+
+@has_integers
+@pytest.mark.parametrize("rows", [1, 5, 6, 97, 300])  # less than a tile, a tile, more than stay near, many
+@pytest.mark.parametrize("inputs", [16, 640, 656, 1536])  # of one block, all of it, and more
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_integer_product_equals_torch_but_for_the_rounding(rows: int, inputs: int, has_bias: bool) -> None:
+    product, weight, bias = product_of((48, inputs), (16, inputs), has_bias=has_bias)
+    # rows and outputs of very different sizes: each has a scale of its own
+    x = torch.randn(rows, inputs) * torch.logspace(-6, 6, rows)[:, None]
+    expected = x.double() @ weight.double().T
+    largest = x.abs().amax(1)[:, None] * weight.abs().amax(1)
+    error = (product(x) - bias - expected).abs() / largest / inputs**0.5
+    assert error.max() < 1e-3 + (1e-6 / largest).max() * has_bias
+
+
+@has_integers
+def test_integer_product_of_the_largest_values_does_not_overflow() -> None:
+    layer = torch.nn.Linear(1280, 16, bias=False)
+    torch.nn.init.constant_(layer.weight, -3.0)
+    product = fused_module._IntegerProduct(kernels(), layer)
+    torch.testing.assert_close(product(torch.full((6, 1280), 2.0)), torch.full((6, 16), -6.0 * 1280))
+
+
+@has_integers
+def test_integer_product_is_the_same_bits_for_any_rows_and_threads() -> None:
+    product, _, _ = product_of((576, 1536))
+    x = torch.randn(300, 1536)
+    together, threads = product(x), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(product(x), together)
+    finally:
+        torch.set_num_threads(threads)
+    for rows in (slice(0, 1), slice(7, 20), slice(90, 300)):
+        assert torch.equal(product(x[rows]), together[rows])
+
+
+@has_integers
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_integer_product_hands_on_what_is_not_a_number(value: float) -> None:
+    product, _, _ = product_of((32, 64))
+    x = torch.randn(8, 64)
+    x[3, 5] = value
+    got = product(x)
+    assert not got[3].isfinite().any()
+    assert got[[0, 1, 2, 4, 5, 6, 7]].isfinite().all()
+
+
+@has_integers
+def test_integer_product_of_nothing_is_nothing() -> None:
+    product, _, _ = product_of((32, 64))
+    x = torch.zeros(2, 64)
+    x[1] = 1e-42  # smaller than what has all its digits
+    assert product(x).abs().max() < 1e-40
+    layer = torch.nn.Linear(64, 32, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    assert torch.equal(fused_module._IntegerProduct(kernels(), layer)(torch.randn(3, 64)), torch.zeros(3, 32))
 
 
 def test_load_kernels_of_another_machine_warns_and_does_without(
@@ -245,11 +369,35 @@ def kernels() -> ctypes.CDLL:
     return loaded
 
 
-def test_fused_vectors_of_a_whole_encoder_are_close_to_float32(tmp_path: Path) -> None:
+@each_format
+def test_fused_vectors_of_a_whole_encoder_are_close_to_float32(tmp_path: Path, number_format: str) -> None:
     path = str(write_tiny_checkpoint(tmp_path, "qwen3"))
     token_ids = random_ids([5, 6, 17, 33, 64, 99])
     exact = load_encoder(path, dtype="float32", device="cpu").encode(token_ids)
-    rounded = load_encoder(path, dtype="bfloat16", device="cpu")
-    assert rounded._fused is not None
-    assert (rounded.encode(token_ids) * exact).sum(axis=1).min() > 0.99
+    rounded = load_encoder(path, dtype=number_format, device="cpu")
+    assert rounded.dtype == number_format
+    lowest = {"bfloat16": 0.99, "int16": 0.9999}[number_format]
+    assert (rounded.encode(token_ids) * exact).sum(axis=1).min() > lowest
     np.testing.assert_array_equal(rounded.encode_in_background(token_ids), rounded.encode(token_ids))
+
+
+def test_auto_takes_integers_only_where_avx2_is_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(write_tiny_checkpoint(tmp_path))
+
+    def loaded(dtype: str = "auto", **capabilities: bool) -> str:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+        return load_encoder(path, dtype=dtype, device="cpu").dtype
+
+    assert loaded(avx2=True) == ("int16" if has_integer_products() else "float32")
+    assert loaded("float32", avx2=True) == "float32"
+    assert loaded(avx2=True, avx512_f=True) == "float32"
+    assert loaded(avx2=True, avx512_f=True, avx512_bf16=True) == "bfloat16"
+    monkeypatch.setattr(torch_loading, "has_integer_products", lambda: False)
+    assert loaded(avx2=True) == "float32"
+    with pytest.raises(ConfigurationError, match="int16, which needs a processor with AVX2"):
+        loaded("int16")
+
+
+@has_integers
+def test_int16_of_a_family_that_is_not_fused_is_float32(tmp_path: Path) -> None:
+    assert load_encoder(str(write_tiny_checkpoint(tmp_path, "gemma")), dtype="int16", device="cpu").dtype == "float32"

@@ -1,0 +1,120 @@
+/* Products of float32 in 16-bit integers, for processors with AVX2, which multiplies twice as many of these at a time
+ * and reads half as much of the weights: see fused.py, their one caller.
+ *
+ * Each row, and each output's weights, are scaled so that their largest value is LEVEL, and rounded: an error of one in
+ * 3,662 of that. The sum of BLOCK such products fits in 32 bits, so it is exact, and blocks are added up as float32 in
+ * their order: a row's result is the same bits whatever rows and threads are beside it. What is not a number makes the
+ * whole row of results not a number.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define BLOCK 640
+#define LEVEL 1831 /* its square, BLOCK times, is below 2^31 */
+#define TILE_ROWS 6
+#define TILE_COLUMNS 16 /* with the rows above, what sixteen registers hold */
+#define NEAR_ROWS 96    /* that stay in the second cache while all weights pass by */
+#define MIN_PARALLEL 1048576 /* products; fewer are done sooner than a second thread is woken */
+
+const int eoseek_product_level = LEVEL;
+const int eoseek_product_rows = TILE_ROWS;
+const int eoseek_product_columns = TILE_COLUMNS;
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define AVX2 __attribute__((target("avx2")))
+
+int eoseek_has_products(void) {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") != 0;
+}
+
+/* out = x * LEVEL / scale of the row, which is its largest absolute value */
+AVX2 static void round_row(const float *x, int16_t *out, float *scale, long size) {
+  uint32_t largest = 0; /* of the bits without their sign, whose order is that of the values; a NaN's are the largest */
+  for (long i = 0; i < size; i++) {
+    uint32_t bits;
+    memcpy(&bits, x + i, sizeof bits);
+    bits &= 0x7fffffffu;
+    largest = bits > largest ? bits : largest;
+  }
+  float value;
+  memcpy(&value, &largest, sizeof value);
+  float inverse = value > 0 ? LEVEL / value : 0;
+  inverse = inverse < 1e30f ? inverse : 0; /* what is as small as that is 0 */
+  for (long i = 0; i < size; i++) out[i] = (int16_t)(int32_t)rintf(x[i] * inverse);
+  *scale = value / LEVEL;
+}
+
+/* Sums of `pairs` pairs of products: TILE_ROWS rows of x, `stride` apart, by the weights of TILE_COLUMNS outputs */
+AVX2 static inline void tile(const int16_t *x, long stride, const int16_t *weights, long pairs,
+                             __m256i sums[TILE_ROWS][2]) {
+  __m256i zero = _mm256_setzero_si256();
+  __m256i a0 = zero, b0 = zero, a1 = zero, b1 = zero, a2 = zero, b2 = zero, a3 = zero, b3 = zero, a4 = zero, b4 = zero,
+          a5 = zero, b5 = zero;
+  for (long k = 0; k < 2 * pairs; k += 2) {
+    __m256i left = _mm256_loadu_si256((const __m256i *)(weights + TILE_COLUMNS * k));
+    __m256i right = _mm256_loadu_si256((const __m256i *)(weights + TILE_COLUMNS * k + 16));
+/* as an instruction in place: compilers move products ahead, and spill sums whose registers these then take */
+#define ADD(sum, products) __asm__ volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products))
+#define ROW(n)                                       \
+  {                                                  \
+    int32_t both;                                    \
+    memcpy(&both, x + n * stride + k, sizeof both);  \
+    __m256i pair = _mm256_set1_epi32(both);          \
+    ADD(a##n, _mm256_madd_epi16(pair, left));        \
+    ADD(b##n, _mm256_madd_epi16(pair, right));       \
+  }
+    ROW(0) ROW(1) ROW(2) ROW(3) ROW(4) ROW(5)
+  }
+  __m256i all[TILE_ROWS][2] = {{a0, b0}, {a1, b1}, {a2, b2}, {a3, b3}, {a4, b4}, {a5, b5}};
+  memcpy(sums, all, sizeof all);
+}
+
+/* TILE_COLUMNS outputs of all rows */
+AVX2 static void panel(const int16_t *x, const float *scales, const int16_t *weights, const float *weight_scales,
+                       const float *bias, float *out, long rows, long size, long columns) {
+  for (long row = 0; row < rows; row += TILE_ROWS, x += TILE_ROWS * size, out += TILE_ROWS * columns) {
+    __m256 total[TILE_ROWS][2];
+    memset(total, 0, sizeof total);
+    for (long k = 0; k < size; k += BLOCK) {
+      __m256i sums[TILE_ROWS][2];
+      tile(x + k, size, weights + TILE_COLUMNS * k, (size - k < BLOCK ? size - k : BLOCK) / 2, sums);
+      for (int n = 0; n < TILE_ROWS; n++)
+        for (int half = 0; half < 2; half++)
+          total[n][half] = _mm256_add_ps(total[n][half], _mm256_cvtepi32_ps(sums[n][half]));
+    }
+    for (int n = 0; n < TILE_ROWS && row + n < rows; n++)
+      for (int half = 0; half < 2; half++) {
+        __m256 scale = _mm256_mul_ps(_mm256_set1_ps(scales[row + n]), _mm256_loadu_ps(weight_scales + 8 * half));
+        __m256 result = _mm256_mul_ps(total[n][half], scale);
+        if (bias) result = _mm256_add_ps(result, _mm256_loadu_ps(bias + 8 * half));
+        _mm256_storeu_ps(out + n * columns + 8 * half, result);
+      }
+  }
+}
+
+/* out = x weights^T + bias, where there is one.
+ *
+ * x float32 (rows, size) and out (rows, columns); weights int16, (columns / TILE_COLUMNS, size / 2, TILE_COLUMNS, 2);
+ * weight_scales and bias float32 (columns); rounded and scales are room for x as integers, (rows, size) with rows up to
+ * a multiple of TILE_ROWS, zeros behind, and float32 (rows). size is even, columns a multiple of TILE_COLUMNS. */
+void eoseek_product(const float *x, const int16_t *weights, const float *weight_scales, const float *bias,
+                    int16_t *rounded, float *scales, float *out, long rows, long size, long columns) {
+#pragma omp parallel if (rows * size * columns >= MIN_PARALLEL)
+  {
+#pragma omp for schedule(static)
+    for (long row = 0; row < rows; row++) round_row(x + row * size, rounded + row * size, scales + row, size);
+    for (long row = 0; row < rows; row += NEAR_ROWS) {
+      long count = rows - row < NEAR_ROWS ? rows - row : NEAR_ROWS;
+#pragma omp for schedule(static) nowait
+      for (long column = 0; column < columns; column += TILE_COLUMNS)
+        panel(rounded + row * size, scales + row, weights + column * size, weight_scales + column,
+              bias ? bias + column : 0, out + row * columns + column, count, size, columns);
+    }
+  }
+}
+#else
+int eoseek_has_products(void) { return 0; }
+#endif
