@@ -1,4 +1,4 @@
-"""The torch encoder: runs anywhere, bfloat16 where the processor has it, packed without padding.
+"""The torch encoder: runs anywhere, in the number format that the processor multiplies fastest, without padding.
 
 A batch is cut into rows of about 512 tokens, sorted by length: larger rows fall out of the processor's caches. Rows of
 a large enough batch run beside each other, a thread or a few each: they wait for each other once, where threads that
