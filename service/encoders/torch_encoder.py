@@ -204,7 +204,9 @@ class TorchEncoder:
                     last_ND = self._fused(rests, **options)
                     embeddings = pool(last_ND, [1] * len(rests), "last_token").numpy()
                 else:
-                    hidden_TD = self._forward(self._model, rests, is_widened=is_widened, **options)
+                    # next to integers the weights' own float32 is the wider format
+                    is_wider = is_widened and self.dtype != "int16"
+                    hidden_TD = self._forward(self._model, rests, is_widened=is_wider, **options)
                     embeddings = pool(hidden_TD, [len(ids) for ids in rests], self._pooling).cpu().numpy()
             for index, prefix in kept.items():
                 # states that are no numbers would spoil every text after this one
