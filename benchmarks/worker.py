@@ -26,7 +26,7 @@ from service.encoders import memory
 from service.encoders.base import Embeddings
 from service.encoders.checkpoint import Checkpoint, load_checkpoint
 from service.encoders.torch_encoder import CPU_ROW_TOKENS, TorchEncoder
-from service.encoders.torch_loading import choose_dtype, load_encoder, load_model
+from service.encoders.torch_loading import choose_dtype, choose_integers, load_encoder, load_model
 from service.settings import EncoderSettings
 
 Batch = list[list[int]]
@@ -61,6 +61,7 @@ def held(checkpoint: Checkpoint, options: argparse.Namespace) -> None:
         dimension=checkpoint.dimension,
         row_tokens=CPU_ROW_TOKENS,
         prefix_cache_tokens=EncoderSettings().prefix_cache_tokens,
+        in_integers=choose_integers("auto", "cpu"),
     )
     token_ids = _soak_texts(checkpoint)
     each = options.batches // 20

@@ -175,8 +175,8 @@ class EncoderSettings(Group):
     checkpoint: str = Field("default", description="`default`, a checkpoint directory, or a hub name.")
     dtype: Literal["auto", "float32", "bfloat16", "int16"] = Field(
         "auto",
-        description="Arithmetic; `auto` is bfloat16 where the processor has it, on AVX2 alone int16 (cosine to float32 "
-        "0.9997 and more), else float32.",
+        description="Arithmetic; `auto` is bfloat16 where the processor has it, on AVX2 alone int16 (the default "
+        "checkpoint: cosine to float32 0.9997 and more), else float32.",
     )
     device: str = Field("auto", description="`cpu`, `cuda`, `cuda:1`; `auto` takes CUDA where there is one.")
     threads: int = Field(0, ge=0, description="CPU threads of the worker; 0 takes one a core.")

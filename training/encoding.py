@@ -53,7 +53,7 @@ class CheckpointEmbedder:
 
     @property
     def dtype(self) -> str:
-        """Number format of the weights."""
+        """Number format of the products."""
         return self._encoder.dtype
 
     @property

@@ -23,7 +23,7 @@ def encode_corpus(
     actors: Annotated[int | None, typer.Option(min=1, help="Of Ray: processes that encode. Default: 1.")] = None,
     gpus: Annotated[float | None, typer.Option(min=0, help="Of Ray: GPUs of an actor. Default: 0.")] = None,
     backend: Annotated[Literal["torch", "vllm"], typer.Option(help="Which engine encodes.")] = "torch",
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "int16"], typer.Option(help="Arithmetic.")] = "auto",
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Arithmetic.")] = "auto",
     device: Annotated[
         str, typer.Option(help="Of torch: `cpu`, `cuda`; `auto` takes CUDA where there is one.")
     ] = "auto",

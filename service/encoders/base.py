@@ -27,7 +27,7 @@ class Encoder(Protocol):
 
     @property
     def dtype(self) -> str:
-        """Number format of the weights: `float32`, `bfloat16`."""
+        """Number format of the products: `float32`, `bfloat16`, `int16`."""
         ...
 
     def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
@@ -89,7 +89,7 @@ class AsyncEncoder(Protocol):
 
     @property
     def dtype(self) -> str:
-        """Number format of the weights; empty before `start`."""
+        """Number format of the products; empty before `start`."""
         ...
 
     @property

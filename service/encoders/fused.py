@@ -14,8 +14,9 @@ of 32, so that the states of an opening are the same bits in every text that has
 
 Products in bfloat16 are oneDNN's. They have at least `MIN_ROWS` rows, of filler where need be: it takes another kernel
 for fewer, which rounds otherwise, and a query's vector would depend on how many come with it. Those in integers are
-ours (`products.c`), exact but for the rounding of each row and each output's weights to 3,663 steps: where AVX2 is all
-that a processor has, they take half to two thirds of the time of MKL's in float32, and no library for torch has them.
+ours (`products.c`), of rows and weights that are rounded to 3,663 steps each: where AVX2 is all that a processor has,
+they take half to two thirds of the time of MKL's in float32, and no library for torch has them. What is beside a text
+does not change them.
 
 Shapes: T tokens of the row, D hidden size or what a product makes of it, N texts, H heads.
 """
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 MIN_ROWS = 40
 # of lengths in attention: its kernel adds up in such pieces, so a token's bits do not depend on where its text ends
 _MULTIPLE = 32
-_VERSION = 2  # of the arguments below, as in kernels.c
+_VERSION = 2  # of the arguments below and the layout of weights, as in kernels.c
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 _POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
 _ARGUMENTS = {
@@ -113,13 +114,16 @@ class _IntegerProduct:
         self._scales = (largest / level).contiguous()
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         self._bias = torch.cat(biases) if biases else None
+        assert self._bias is None or len(self._bias) == self._columns, "all layers have a bias, or none"
         self._kernels = kernels
 
     def __call__(self, x_TD: Tensor) -> Tensor:
-        rows = len(x_TD)
+        rows, size = x_TD.shape
+        assert (size, x_TD.dtype) == (self._size, torch.float32)
         x_TD = x_TD.contiguous()
-        product, scales = torch.empty(rows, self._columns), torch.empty(rows)
-        rounded = torch.zeros(-(-rows // self._tile) * self._tile, self._size, dtype=torch.int16)
+        # of x's format: torch's default is another while transformers loads a model beside this
+        product, scales = x_TD.new_empty(rows, self._columns), x_TD.new_empty(rows)
+        rounded = x_TD.new_empty(-(-rows // self._tile) * self._tile, size, dtype=torch.int16)
         self._kernels.eoseek_product(
             x_TD.data_ptr(),
             self._weight.data_ptr(),
@@ -153,8 +157,8 @@ class _Layer:
 class FusedDecoder:
     """The forward of a decoder with RMS norms, rotary positions and a SiLU gate, from token ids to last states."""
 
-    def __init__(self, model: PreTrainedModel, kernels: ctypes.CDLL) -> None:
-        """Pack the weights of a model for which `of` gives one."""
+    def __init__(self, model: PreTrainedModel, kernels: ctypes.CDLL, *, in_integers: bool) -> None:
+        """Pack the weights of a model for which `of` gives one; float32 passes between products in integers."""
         config: Any = model.config
         self._model: Any = model
         self._kernels = kernels
@@ -164,7 +168,7 @@ class FusedDecoder:
         self._head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._gate_size: int = config.intermediate_size
         self._eps: float = config.rms_norm_eps
-        self._is_whole = model.dtype == torch.float32
+        self._is_whole = in_integers
         self._min_rows = 1 if self._is_whole else MIN_ROWS
         product: Callable[..., Product] = functools.partial(_IntegerProduct, kernels) if self._is_whole else _Product
         with torch.inference_mode():
@@ -180,7 +184,7 @@ class FusedDecoder:
         """
         has_products = has_integer_products() if in_integers else _has_products()
         kernels = load_kernels() if has_products and _is_supported(model, in_integers) else None
-        return None if kernels is None else cls(model, kernels)
+        return None if kernels is None else cls(model, kernels, in_integers=in_integers)
 
     def __call__(
         self,
@@ -290,10 +294,13 @@ def _is_supported(model: PreTrainedModel, in_integers: bool) -> bool:
     products = [each for name, each in layers.named_modules() if name.endswith("_proj")]
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rotated = 2 * len(model.get_buffer("rotary_emb.inv_freq"))
-    # of products in integers; every size that a checkpoint was seen to have is one
-    if in_integers and any(size % 16 for each in products for size in each.weight.shape):
-        return False
-    return rotated == head_size and all(type(each) is nn.Linear and each.weight.dtype == dtype for each in products)
+    return rotated == head_size and all(
+        type(each) is nn.Linear
+        and each.weight.dtype == dtype
+        # of a tile of integers; no checkpoint was seen to have other sizes
+        and not (in_integers and any(size % 16 for size in each.weight.shape))
+        for each in products
+    )
 
 
 def _norm_weight(norm: Any) -> Any:

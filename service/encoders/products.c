@@ -2,20 +2,23 @@
  * and reads half as much of the weights: see fused.py, their one caller.
  *
  * Each row, and each output's weights, are scaled so that their largest value is LEVEL, and rounded: an error of one in
- * 3,662 of that. The sum of BLOCK such products fits in 32 bits, so it is exact, and blocks are added up as float32 in
- * their order: a row's result is the same bits whatever rows and threads are beside it. What is not a number makes the
- * whole row of results not a number.
+ * 3,662 of that. The sum of BLOCK such products fits in 32 bits, and blocks are added up as float32 in their order: a
+ * row's result is the same bits whatever rows and threads are beside it. What is not a number makes the whole row of
+ * results not a number.
  */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #define BLOCK 640
-#define LEVEL 1831 /* its square, BLOCK times, is below 2^31 */
+#define LEVEL 1831
 #define TILE_ROWS 6
 #define TILE_COLUMNS 16 /* with the rows above, what sixteen registers hold */
-#define NEAR_ROWS 96    /* that stay in the second cache while all weights pass by */
+#define NEAR 131072 /* values of x that stay in the second cache while all weights pass by */
 #define MIN_PARALLEL 1048576 /* products; fewer are done sooner than a second thread is woken */
+
+_Static_assert((int64_t)LEVEL * LEVEL * BLOCK <= INT32_MAX, "a block's sum fits");
+_Static_assert(BLOCK % 2 == 0, "pairs do not cross blocks");
 
 const int eoseek_product_level = LEVEL;
 const int eoseek_product_rows = TILE_ROWS;
@@ -99,15 +102,17 @@ AVX2 static void panel(const int16_t *x, const float *scales, const int16_t *wei
  *
  * x float32 (rows, size) and out (rows, columns); weights int16, (columns / TILE_COLUMNS, size / 2, TILE_COLUMNS, 2);
  * weight_scales and bias float32 (columns); rounded and scales are room for x as integers, (rows, size) with rows up to
- * a multiple of TILE_ROWS, zeros behind, and float32 (rows). size is even, columns a multiple of TILE_COLUMNS. */
+ * a multiple of TILE_ROWS, and for float32 (rows). size is even, columns a multiple of TILE_COLUMNS. */
 void eoseek_product(const float *x, const int16_t *weights, const float *weight_scales, const float *bias,
                     int16_t *rounded, float *scales, float *out, long rows, long size, long columns) {
+  long near = NEAR / size / TILE_ROWS * TILE_ROWS;
+  near = near < TILE_ROWS ? TILE_ROWS : near;
 #pragma omp parallel if (rows * size * columns >= MIN_PARALLEL)
   {
 #pragma omp for schedule(static)
     for (long row = 0; row < rows; row++) round_row(x + row * size, rounded + row * size, scales + row, size);
-    for (long row = 0; row < rows; row += NEAR_ROWS) {
-      long count = rows - row < NEAR_ROWS ? rows - row : NEAR_ROWS;
+    for (long row = 0; row < rows; row += near) {
+      long count = rows - row < near ? rows - row : near;
 #pragma omp for schedule(static) nowait
       for (long column = 0; column < columns; column += TILE_COLUMNS)
         panel(rounded + row * size, scales + row, weights + column * size, weight_scales + column,

@@ -1,4 +1,4 @@
-"""The torch encoder: runs anywhere, bfloat16 where the processor has it, packed without padding.
+"""The torch encoder: runs anywhere, in the number format that the processor multiplies fastest, without padding.
 
 A batch is cut into rows of about 512 tokens, sorted by length: larger rows fall out of the processor's caches. Rows of
 a large enough batch run beside each other, a thread or a few each: they wait for each other once, where threads that
@@ -204,7 +204,9 @@ class TorchEncoder:
                     last_ND = self._fused(rests, **options)
                     embeddings = pool(last_ND, [1] * len(rests), "last_token").numpy()
                 else:
-                    hidden_TD = self._forward(self._model, rests, is_widened=is_widened, **options)
+                    # next to integers the weights' own float32 is the wider format
+                    is_wider = is_widened and self.dtype != "int16"
+                    hidden_TD = self._forward(self._model, rests, is_widened=is_wider, **options)
                     embeddings = pool(hidden_TD, [len(ids) for ids in rests], self._pooling).cpu().numpy()
             for index, prefix in kept.items():
                 # states that are no numbers would spoil every text after this one

@@ -1,5 +1,6 @@
 """From a checkpoint's path to an encoder that has passed its trial: device, number format, memory, weights, probes."""
 
+import logging
 from typing import cast
 
 import torch
@@ -13,6 +14,8 @@ from service.encoders.packed import keep_norms_in_float32
 from service.encoders.probes import check_probes
 from service.encoders.torch_encoder import CPU_ROW_TOKENS, CUDA_ROW_TOKENS, TorchEncoder
 from service.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
 
 
 def choose_device(device: str) -> str:
@@ -46,7 +49,7 @@ def choose_integers(dtype: str, device: str) -> bool:
             "EOSEEK_ENCODER__DTYPE is int16, which needs a processor with AVX2 and EOSeek installed where there is a C "
             f"compiler; the device is {device}. Leave it to `auto`"
         )
-    if dtype != "auto" or device != "cpu" or choose_dtype(dtype, device) != torch.float32:
+    if dtype != "auto" or choose_dtype(dtype, device) != torch.float32:
         return dtype == "int16"
     return has_integer_products() and not torch.cpu.get_capabilities().get("avx512_f", False)
 
@@ -130,6 +133,8 @@ def load_encoder(
         prefix_cache_tokens=prefix_cache_tokens,
         in_integers=in_integers,
     )
+    if dtype == "int16" and encoder.dtype != dtype:
+        log.warning("%s: no products in int16 for its family, sizes or pooling, so float32", checkpoint.name)
     probes = [("", "a"), ("", "two words and a few more of them"), ("A title", "a sentence, then another one. " * 3)]
     encoder.check(checkpoint.contract.documents(probes, truncate=True).token_ids)
     try:

@@ -77,6 +77,10 @@ def load_encoder(
     Raises:
         ConfigurationError: vLLM is not installed, or the checkpoint cannot be served; says why.
     """
+    if dtype == "int16":
+        raise ConfigurationError(
+            "EOSEEK_ENCODER__DTYPE is int16, which the vllm engine does not have; use auto, bfloat16 or float32"
+        )
     checkpoint = load_served(
         checkpoint_path, max_length=max_length, trust_remote_code=trust_remote_code, fingerprint=fingerprint
     )
@@ -87,10 +91,6 @@ def load_encoder(
         from vllm.config import PoolerConfig
     except ImportError as error:
         raise ConfigurationError(f"the vLLM engine needs `pip install 'eoseek[vllm]'`: {error}") from error
-    if dtype == "int16":
-        raise ConfigurationError(
-            "EOSEEK_ENCODER__DTYPE is int16, which the vllm engine does not have; use auto, bfloat16 or float32"
-        )
     chosen = "bfloat16" if dtype == "auto" else dtype
     # named `normalize` up to vLLM 0.11
     names = {each.name for each in dataclasses.fields(PoolerConfig)}

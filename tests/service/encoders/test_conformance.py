@@ -20,6 +20,7 @@ from transformers import AutoModel
 
 from service.encoders.base import AsyncEncoder, Embeddings, Pooling, TokenIds
 from service.encoders.checkpoint import DEFAULT_NAME, Checkpoint, built_path, load_checkpoint
+from service.encoders.fused import has_integer_products
 from service.encoders.remote_encoder import RemoteEncoder
 from service.encoders.torch_loading import choose_dtype, load_encoder
 from service.encoders.worker import LocalEncoder, WorkerEncoder
@@ -43,7 +44,7 @@ TEXTS = [
     "Merge multiple sorted inputs into a single sorted output, for example timestamped entries. " * 3,
 ]
 LONG = "It was said again, and in other words. " * 400
-KINDS = ["torch-float32", "torch-bfloat16", "vllm", "remote-eoseek", "remote-vllm"]
+KINDS = ["torch-float32", "torch-bfloat16", "torch-int16", "vllm", "remote-eoseek", "remote-vllm"]
 EXACT = {"torch-float32", "remote-eoseek"}  # the service behind the latter calculates in float32 here
 MIN_COSINE = 0.995
 """In bfloat16. vLLM gets more room on a text of one word, as it cannot calculate very short ones more exactly."""
@@ -61,7 +62,7 @@ class Subject:
 
     @property
     def min_cosine(self) -> float:
-        return 0.99999 if self.kind in EXACT else MIN_COSINE
+        return 0.99999 if self.kind in EXACT else 0.999 if self.kind == "torch-int16" else MIN_COSINE
 
     def encode(self, token_ids: Sequence[TokenIds]) -> Embeddings:
         return self.runner.run(self.encoder.encode(token_ids))
@@ -98,6 +99,8 @@ def opened(kind: str, path: Path, stack: ExitStack, *, max_length: int, trust_ur
         pytest.skip("vLLM is not installed in this environment; `make vllm-env` makes one that has it")
     if kind == "torch-bfloat16" and choose_dtype("auto", "cpu") is not torch.bfloat16:
         pytest.skip("this processor does not multiply bfloat16")
+    if kind == "torch-int16" and not has_integer_products():
+        pytest.skip("this processor has no AVX2, or the package was installed without a C compiler")
     if kind.startswith("remote"):
         served = (
             vllm_served(path, max_length=max_length)

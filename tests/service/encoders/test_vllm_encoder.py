@@ -16,6 +16,11 @@ def test_vllm_missing_is_said_with_the_way_out(tmp_path, monkeypatch):
         load_encoder(str(write_tiny_checkpoint(tmp_path / "tiny")))
 
 
+def test_vllm_has_no_int16_and_says_so(tmp_path):
+    with pytest.raises(ConfigurationError, match="int16, which the vllm engine does not have"):
+        load_encoder(str(write_tiny_checkpoint(tmp_path / "tiny")), dtype="int16")
+
+
 def test_vllm_checkpoint_that_changed_is_refused_before_anything_is_loaded(tmp_path):
     with pytest.raises(ConfigurationError, match="has changed"):
         load_encoder(str(write_tiny_checkpoint(tmp_path / "tiny")), fingerprint="f" * 64)
