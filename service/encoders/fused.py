@@ -14,9 +14,8 @@ of 32, so that the states of an opening are the same bits in every text that has
 
 Products in bfloat16 are oneDNN's. They have at least `MIN_ROWS` rows, of filler where need be: it takes another kernel
 for fewer, which rounds otherwise, and a query's vector would depend on how many come with it. Those in integers are
-ours (`products.c`), of rows and weights that are rounded to 3,663 steps each: where AVX2 is all that a processor has,
-they take half to two thirds of the time of MKL's in float32, and no library for torch has them. What is beside a text
-does not change them.
+ours (`products.c`), of rows and weights that are rounded to 3,663 steps each: AVX2 multiplies twice as many of them as
+of float32, and torch has no such product. What is beside a text does not change them.
 
 Shapes: T tokens of the row, D hidden size or what a product makes of it, N texts, H heads.
 """
