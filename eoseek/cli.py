@@ -76,6 +76,10 @@ def main() -> None:
 def serve(demo: Annotated[bool, typer.Option("--demo", help="Also index the demo collection.")] = False) -> None:
     """Start the service; everything is set by EOSEEK_* variables."""
     settings = read_settings()
+    if settings.encoder.backend == "torch":
+        from service.encoders.worker import preload
+
+        preload()
     if settings.encoder.checkpoint == "default":
         _pull("default")
     from eoseek.companion import DemoCompanion

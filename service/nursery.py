@@ -16,14 +16,17 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from service import child
 from service.frames import LENGTH, pack, unpack
 
 _EXIT_SECONDS = 1.0  # from end of file to SIGKILL
+
+_launched: dict[tuple[str, ...], "Nursery"] = {}
 
 
 class Process(Protocol):
@@ -46,13 +49,13 @@ class Process(Protocol):
 
 
 class Nursery:
-    """The parent's side, on one event loop. Started with the first birth, and again after its end."""
+    """The parent's side, on one event loop. Launched with the first birth or before it, and again after its end."""
 
     def __init__(self, modules: Sequence[str]) -> None:
         """`modules` are imported before the first birth; one that cannot be is left for its child to complain of."""
         self._modules = modules
         self._birth = asyncio.Lock()
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
         self._listener: asyncio.Task[None] | None = None
         self._newborn: asyncio.Future[_Born] | None = None
@@ -60,14 +63,25 @@ class Nursery:
 
     @staticmethod
     def of(modules: Sequence[str]) -> "Nursery | None":
-        """One for these modules, where there are some and the system can."""
-        return Nursery(modules) if modules and _has_pidfd() else None
+        """One for these modules, where there are some and the system can: that of `launch_early`, if there is one."""
+        if not modules or not _has_pidfd():
+            return None
+        return _launched.pop(tuple(modules), None) or Nursery(modules)
+
+    @staticmethod
+    def launch_early(modules: Sequence[str]) -> None:
+        """Begin with the imports of the next one for these modules, while this process goes on with its own."""
+        nursery = Nursery.of(modules)
+        if nursery is not None:
+            _launched[tuple(modules)] = nursery
+            nursery._launch()
 
     async def bear(self, fd: int) -> Process:
         """A child of `service.child` on this socket. Raises ConnectionError where the nursery ended before that."""
         async with self._birth:
-            if self._listener is None or self._listener.done():
+            if self._listener is not None and self._listener.done():
                 await self.close()
+            if self._listener is None:
                 await self._open()
             assert self._connection is not None
             self._newborn = asyncio.get_running_loop().create_future()
@@ -84,24 +98,23 @@ class Nursery:
             self._listener.cancel()  # which closes the socket
             await asyncio.gather(self._listener, return_exceptions=True)
             self._listener = None
+        elif self._connection is not None:
+            self._connection.close()
+        self._connection = None
         process, self._process = self._process, None
         if process is not None:
-            try:
-                async with asyncio.timeout(_EXIT_SECONDS):
-                    await process.wait()
-            except TimeoutError:  # it imports
-                process.kill()
-                await process.wait()
+            await asyncio.to_thread(_end_process, process)
 
-    async def _open(self) -> None:
+    def _launch(self) -> None:
         self._connection, theirs = socket.socketpair()
         with theirs:
-            reader, writer = await asyncio.open_unix_connection(sock=self._connection)
-            try:
-                self._process = await execute(__name__, theirs, *self._modules)
-            except BaseException:
-                writer.close()
-                raise
+            command, options = invocation(__name__, theirs, *self._modules)
+            self._process = subprocess.Popen(command, **options)
+
+    async def _open(self) -> None:
+        if self._process is None:
+            self._launch()
+        reader, writer = await asyncio.open_unix_connection(sock=self._connection)
         self._listener = asyncio.create_task(self._listen(reader, writer), name="nursery")
 
     async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -160,15 +173,22 @@ class _Born:
         self._is_over.set()
 
 
-async def execute(module: str, connection: socket.socket, *arguments: str) -> asyncio.subprocess.Process:
-    """Start `python -m module FD ARGUMENTS` with the descriptor of this socket."""
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", module, str(connection.fileno()), *arguments),
-        pass_fds=(connection.fileno(),),
-        stdin=asyncio.subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        start_new_session=True,  # Ctrl-C in a terminal reaches the parent only, which decides
-    )
+def invocation(module: str, connection: socket.socket, *arguments: str) -> tuple[list[str], dict[str, Any]]:
+    """Command and options of a process for `python -m module FD ARGUMENTS` with the descriptor of this socket."""
+    return [sys.executable, "-P", "-m", module, str(connection.fileno()), *arguments], {
+        "pass_fds": (connection.fileno(),),
+        "stdin": subprocess.DEVNULL,
+        "env": os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        "start_new_session": True,  # Ctrl-C in a terminal reaches the parent only, which decides
+    }
+
+
+def _end_process(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(_EXIT_SECONDS)
+    except subprocess.TimeoutExpired:  # it imports
+        process.kill()
+        process.wait()
 
 
 def main(fd: int, modules: Sequence[str]) -> NoReturn:

@@ -16,7 +16,7 @@ from typing import Any
 from service.errors import ConfigurationError, DeadlineExceededError, EoseekError, NotReadyError, error_from_code
 from service.frames import LENGTH, pack, unpack
 from service.logs import current_format
-from service.nursery import Nursery, Process, execute
+from service.nursery import Nursery, Process, invocation
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +262,8 @@ class _Child:
                 if nursery is not None:
                     process = await nursery.bear(theirs.fileno())
                 else:
-                    process = await execute("service.child", theirs)
+                    command, options = invocation("service.child", theirs)
+                    process = await asyncio.create_subprocess_exec(*command, **options)
             except BaseException:
                 writer.close()
                 raise

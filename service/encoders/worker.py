@@ -24,9 +24,11 @@ from service.encoders.base import (
     TokenIds,
 )
 from service.errors import DeadlineExceededError, EncoderError, NotReadyError
+from service.nursery import Nursery
 from service.supervised import ChildDiedError, Supervised
 
 _TORCH = "service.encoders.torch_loading:load_encoder"
+_PRELOAD = (_TORCH.partition(":")[0],)
 
 
 class Worker:
@@ -79,6 +81,11 @@ def build(config: dict[str, Any]) -> Worker:
     return Worker(getattr(importlib.import_module(module), function)(**options))
 
 
+def preload() -> None:
+    """Begin to import what the next worker on torch needs, while this process goes on with its own imports."""
+    Nursery.launch_early(_PRELOAD)
+
+
 class WorkerEncoder:
     """An `AsyncEncoder` in a supervised child process."""
 
@@ -115,7 +122,7 @@ class WorkerEncoder:
             start_timeout_seconds=start_timeout_seconds,
             failure=EncoderError,
             on_event=self._note_event,
-            preload=() if "factory" in options else (_TORCH.partition(":")[0],),
+            preload=() if "factory" in options else _PRELOAD,
         )
         self._restart_wait_seconds = restart_wait_seconds
         self._hang_seconds = hang_seconds
