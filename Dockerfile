@@ -13,7 +13,7 @@ WORKDIR /app
 # the dependencies are a layer of their own: a change of the code, but of its part in C, does not install them again
 COPY Makefile pyproject.toml constraints.txt requirements-vllm.txt README.md LICENSE ./
 COPY service/__init__.py service/
-COPY service/encoders/kernels.c service/encoders/products.c service/encoders/
+COPY service/encoders/*.c service/encoders/*.h service/encoders/
 COPY training/__init__.py training/
 COPY eoseek/__init__.py eoseek/
 

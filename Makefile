@@ -51,7 +51,7 @@ $(VENV)/stamps/venv:
 	@$(BIN)/python -m pip --version >/dev/null
 	@mkdir -p $(@D) && touch $@
 
-$(VENV)/stamps/base: $(VENV)/stamps/venv pyproject.toml constraints.txt service/encoders/kernels.c service/encoders/products.c
+$(VENV)/stamps/base: $(VENV)/stamps/venv pyproject.toml constraints.txt $(wildcard service/encoders/*.[ch])
 	$(PIP) -c $(CONSTRAINTS) -e '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
 

@@ -9,13 +9,17 @@ embedding.
 
 For the families below, on processors, in bfloat16 or, for a model in float32, with products in 16-bit integers;
 `TorchEncoder` compares it with transformers' own forward at load, and runs that for everything else. Numbers are as in
-`packed_forward`: the residual stream, norms, rotation and gate are float32. Attention sees lengths that are multiples
-of 32, so that the states of an opening are the same bits in every text that has it.
+`packed_forward`: the residual stream, norms, rotation and gate are float32.
 
 Products in bfloat16 are oneDNN's. They have at least `MIN_ROWS` rows, of filler where need be: it takes another kernel
-for fewer, which rounds otherwise, and a query's vector would depend on how many come with it. Those in integers are
-ours (`products.c`), of rows and weights that are rounded to 3,663 steps each: AVX2 multiplies twice as many of them as
-of float32, and torch has no such product. What is beside a text does not change them.
+for fewer, which rounds otherwise, and a query's vector would depend on how many come with it. Attention beside them is
+`packed_attention`, which sees lengths that are multiples of 32, so that the states of an opening are the same bits in
+every text that has it.
+
+Products in integers are ours (`products.c`), of rows and weights that are rounded to 3,663 steps each: AVX2 multiplies
+twice as many of them as of float32, and torch has no such product. So is attention beside them (`attention.c`): one
+call a layer for all texts and their prefixes, without masks, padding or keys that are joined. What is beside a text
+changes neither.
 
 Shapes: T tokens of the row, D hidden size or what a product makes of it, N texts, H heads.
 """
@@ -40,7 +44,7 @@ log = logging.getLogger(__name__)
 MIN_ROWS = 40
 # of lengths in attention: its kernel adds up in such pieces, so a token's bits do not depend on where its text ends
 _MULTIPLE = 32
-_VERSION = 2  # of the arguments below and the layout of weights, as in kernels.c
+_VERSION = 3  # of the arguments below and the layout of weights, as in kernels.c
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 _POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
 _ARGUMENTS = {
@@ -48,7 +52,10 @@ _ARGUMENTS = {
     "eoseek_rotate": [_POINTER, _POINTER, _POINTER, _POINTER, _FLOAT, _LONG, _LONG, _LONG, _LONG, _INT],
     "eoseek_gate": [_POINTER, _POINTER, _LONG, _LONG, _INT],
 }
-_PRODUCT_ARGUMENTS: list[Any] = [*[_POINTER] * 7, _LONG, _LONG, _LONG]
+_INTEGER_ARGUMENTS: dict[str, list[Any]] = {
+    "eoseek_product": [*[_POINTER] * 7, *[_LONG] * 3],
+    "eoseek_attend": [*[_POINTER] * 6, *[_LONG] * 5, _FLOAT],
+}
 Product = Callable[[Tensor], Tensor]
 
 
@@ -68,12 +75,14 @@ def load_kernels() -> ctypes.CDLL | None:
     if version != _VERSION:
         log.warning("the kernels %s are of another version, so encoding is slower: install again", found.origin)
         return None
-    for name, arguments in _ARGUMENTS.items():
+    for name, arguments in (_ARGUMENTS | (_INTEGER_ARGUMENTS if kernels.eoseek_has_products() else {})).items():
         function = getattr(kernels, name)
         function.argtypes, function.restype = arguments, None
-    if kernels.eoseek_has_products():
-        kernels.eoseek_product.argtypes, kernels.eoseek_product.restype = _PRODUCT_ARGUMENTS, None
     return kernels
+
+
+def _constant(kernels: ctypes.CDLL, name: str) -> int:
+    return ctypes.c_int.in_dll(kernels, f"eoseek_{name}").value
 
 
 def has_integer_products() -> bool:
@@ -102,9 +111,7 @@ class _IntegerProduct:
     def __init__(self, kernels: ctypes.CDLL, *layers: nn.Linear) -> None:
         weight = torch.cat([layer.weight.detach() for layer in layers])
         self._columns, self._size = weight.shape
-        level, self._tile, columns = (
-            ctypes.c_int.in_dll(kernels, f"eoseek_product_{name}").value for name in ("level", "rows", "columns")
-        )
+        level, self._tile, columns = (_constant(kernels, f"product_{name}") for name in ("level", "rows", "columns"))
         largest = weight.abs().amax(1)
         rounded = (weight * (level / largest.clamp(min=1e-30))[:, None]).round().to(torch.int16)
         # (columns of a tile, pairs of inputs): what one instruction multiplies lies together
@@ -138,6 +145,53 @@ class _IntegerProduct:
         return product
 
 
+class _IntegerAttention:
+    """Attention of one forward in 16-bit integers: see `attention.c`."""
+
+    def __init__(self, kernels: ctypes.CDLL, packing: Packing, heads: int, key_heads: int, head_size: int) -> None:
+        self._kernels = kernels
+        self._packing = packing
+        self._shape = (heads, key_heads, head_size)
+        self._prefixes = list({id(group.prefix): group.prefix for group in packing.groups if group.prefix}.values())
+        numbers = {id(prefix): number for number, prefix in enumerate(self._prefixes)}
+        keys = _constant(kernels, "attention_keys")
+        texts, row, block = [], 0, 0
+        for group in packing.groups:
+            for length in group.lengths:
+                texts.append((row, length, group.num_before, numbers.get(id(group.prefix), 0), block))
+                row, block = row + length, block - -(group.num_before + length) // keys
+        self._texts = torch.tensor(texts, dtype=torch.int64)
+        self._num_blocks = block
+        # of keys and of values
+        self._packed = torch.empty(2 * block * key_heads * keys * head_size, dtype=torch.int16)
+        self._scales = torch.empty(2 * block * key_heads * keys, dtype=torch.float32)
+
+    def __call__(self, qkv_TD: Tensor, layer: "_Layer") -> Tensor:
+        """(T, H D), of the layers in their order."""
+        heads, key_heads, head_size = self._shape
+        call = next(self._packing.calls)
+        _, key, value = _split_heads(qkv_TD, *self._shape)
+        self._packing.keep_states(key, value)
+        states = [prefix.layers[call] for prefix in self._prefixes]
+        addresses = [number for key, value in states for number in (key.data_ptr(), value.data_ptr(), key.stride(0))]
+        attended_TD = qkv_TD.new_empty(len(qkv_TD), heads * head_size)
+        self._kernels.eoseek_attend(
+            qkv_TD.data_ptr(),
+            self._texts.data_ptr(),
+            (ctypes.c_int64 * len(addresses))(*addresses),
+            self._packed.data_ptr(),
+            self._scales.data_ptr(),
+            attended_TD.data_ptr(),
+            len(self._texts),
+            self._num_blocks,
+            heads,
+            key_heads,
+            head_size,
+            layer.scaling,
+        )
+        return attended_TD
+
+
 class _Layer:
     def __init__(self, layer: nn.Module, product: Callable[..., Product]) -> None:
         attention: Any = layer.self_attn
@@ -163,7 +217,6 @@ class FusedDecoder:
         self._kernels = kernels
         self._heads: int = config.num_attention_heads
         self._key_heads: int = config.num_key_value_heads
-        self._ends_of_heads = (self._heads, self._heads + self._key_heads)
         self._head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._gate_size: int = config.intermediate_size
         self._eps: float = config.rms_norm_eps
@@ -206,7 +259,15 @@ class FusedDecoder:
             token_ids = [*token_ids, [token_ids[-1][0]] * num_missing]
             prefixes = prefixes and [*prefixes, None]
         lengths = [len(ids) for ids in token_ids]
-        packing = Packing.of(lengths, prefixes=prefixes, keep=keep, is_padded=False, multiple=_MULTIPLE)
+        shape = (self._heads, self._key_heads, self._head_size)
+        plan = functools.partial(Packing.of, lengths, prefixes=prefixes, keep=keep, is_padded=False)
+        attend: Callable[[Tensor, _Layer], Tensor]
+        if self._is_whole:
+            packing = plan()
+            attend = _IntegerAttention(self._kernels, packing, *shape)
+        else:
+            packing = plan(multiple=_MULTIPLE)
+            attend = functools.partial(_attend, packing=packing, shape=shape)
         row_T = torch.tensor([i for ids in token_ids for i in ids])
         ends_N = torch.tensor(lengths[:num_texts]).cumsum(0) - 1
         stream_TD: Tensor = self._model.embed_tokens(row_T).float()
@@ -217,12 +278,7 @@ class FusedDecoder:
         for layer in self._layers:
             qkv_TD = layer.qkv(self._add_norm(stream_TD, change_TD, layer.attention_norm))
             self._rotate(qkv_TD, cosine_TD, sine_TD, layer)
-            heads_1HTD = qkv_TD.view(len(row_T), -1, self._head_size).transpose(0, 1).unsqueeze(0)
-            query, key, value = heads_1HTD.tensor_split(self._ends_of_heads, dim=1)
-            attended, _ = packed_attention(
-                layer.attention, query, key, value, None, packing=packing, scaling=layer.scaling, is_causal=True
-            )
-            attended_TD = attended.reshape(len(row_T), -1)
+            attended_TD = attend(qkv_TD, layer)
             if layer is self._layers[-1]:
                 ends_N = torch.cat([ends_N, ends_N[-1].repeat(max(0, self._min_rows - num_texts))])
                 stream_TD, attended_TD = stream_TD[ends_N], attended_TD[ends_N]
@@ -272,6 +328,22 @@ class FusedDecoder:
         return gated_TD
 
 
+def _split_heads(qkv_TD: Tensor, heads: int, key_heads: int, head_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, (1, heads, T, size of a head) each, as views."""
+    heads_1HTD = qkv_TD.view(len(qkv_TD), -1, head_size).transpose(0, 1).unsqueeze(0)
+    query, key, value = heads_1HTD.tensor_split((heads, heads + key_heads), dim=1)
+    return query, key, value
+
+
+def _attend(qkv_TD: Tensor, layer: _Layer, *, packing: Packing, shape: tuple[int, int, int]) -> Tensor:
+    """As `_IntegerAttention`, beside products in bfloat16."""
+    states = _split_heads(qkv_TD, *shape)
+    attended, _ = packed_attention(
+        layer.attention, *states, None, packing=packing, scaling=layer.scaling, is_causal=True
+    )
+    return attended.reshape(len(qkv_TD), -1)
+
+
 def _has_products() -> bool:
     return (
         platform.machine() in {"x86_64", "AMD64"}
@@ -291,7 +363,10 @@ def _is_supported(model: PreTrainedModel, in_integers: bool) -> bool:
     layers = model.get_submodule("layers")
     # adapters and quantized layers are of other classes
     products = [each for name, each in layers.named_modules() if name.endswith("_proj")]
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads, key_heads = config.num_attention_heads, config.num_key_value_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if in_integers and not _has_integer_attention(heads, key_heads, head_size):
+        return False
     rotated = 2 * len(model.get_buffer("rotary_emb.inv_freq"))
     return rotated == head_size and all(
         type(each) is nn.Linear
@@ -300,6 +375,15 @@ def _is_supported(model: PreTrainedModel, in_integers: bool) -> bool:
         and not (in_integers and any(size % 16 for size in each.weight.shape))
         for each in products
     )
+
+
+def _has_integer_attention(heads: int, key_heads: int, head_size: int) -> bool:
+    kernels = load_kernels()
+    assert kernels is not None
+    columns, largest, rows = (
+        _constant(kernels, name) for name in ("product_columns", "attention_max_size", "attention_max_rows")
+    )
+    return head_size % columns == 0 and head_size <= largest and heads % key_heads == 0 and heads <= rows * key_heads
 
 
 def _norm_weight(norm: Any) -> Any:

@@ -24,8 +24,9 @@
 #define LOG2_E 1.44269504f
 #define LN_2 0.69314718f
 
-/* of the functions' arguments, here and in products.c, and of the layout of its weights: a library that was built before they changed must not be called */
-const int eoseek_kernels_version = 2;
+/* of the functions' arguments, here, in products.c and in attention.c, and of the layout of weights: a library that was
+ * built before they changed must not be called */
+const int eoseek_kernels_version = 3;
 
 typedef uint16_t bfloat16;
 typedef union {

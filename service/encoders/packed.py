@@ -145,7 +145,10 @@ class Packing:
         """Copy what is to be kept of the row's keys and values, (1, key heads, T, D)."""
         for start, prefix in self.kept:
             own = slice(start, start + prefix.length)
-            prefix.layers.append((key[0, :, own].to(value.dtype, copy=True), value[0, :, own].clone()))
+            states = key[0, :, own].to(value.dtype), value[0, :, own]
+            # of one head after the other: a copy that keeps the order of its source has token after token
+            key_HPD, value_HPD = (x_HPD.clone(memory_format=torch.contiguous_format) for x_HPD in states)
+            prefix.layers.append((key_HPD, value_HPD))
 
     def mask(self, index: int, *, causal: bool, window: int | None) -> Tensor | None:
         """Boolean mask of group `index`, True where attended; None when causality alone says it all."""

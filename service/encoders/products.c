@@ -6,16 +6,11 @@
  * row's result is the same bits whatever rows and threads are beside it. What is not a number makes the whole row of
  * results not a number.
  */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "integers.h"
 
 #define BLOCK 640
 #define LEVEL 1831
-#define TILE_ROWS 6
-#define TILE_COLUMNS 16 /* with the rows above, what sixteen registers hold */
 #define NEAR 131072 /* values of x that stay in the second cache while all weights pass by */
-#define MIN_PARALLEL 1048576 /* products; fewer are done sooner than a second thread is woken */
 
 _Static_assert((int64_t)LEVEL * LEVEL * BLOCK <= INT32_MAX, "a block's sum fits");
 _Static_assert(BLOCK % 2 == 0, "pairs do not cross blocks");
@@ -24,55 +19,10 @@ const int eoseek_product_level = LEVEL;
 const int eoseek_product_rows = TILE_ROWS;
 const int eoseek_product_columns = TILE_COLUMNS;
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-#define AVX2 __attribute__((target("avx2")))
-
+#ifdef HAS_INTEGERS
 int eoseek_has_products(void) {
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") != 0;
-}
-
-/* out = x * LEVEL / scale of the row, which is its largest absolute value */
-AVX2 static void round_row(const float *x, int16_t *out, float *scale, long size) {
-  uint32_t largest = 0; /* of the bits without their sign, whose order is that of the values; a NaN's are the largest */
-  for (long i = 0; i < size; i++) {
-    uint32_t bits;
-    memcpy(&bits, x + i, sizeof bits);
-    bits &= 0x7fffffffu;
-    largest = bits > largest ? bits : largest;
-  }
-  float value;
-  memcpy(&value, &largest, sizeof value);
-  float inverse = value > 0 ? LEVEL / value : 0;
-  inverse = inverse < 1e30f ? inverse : 0; /* what is as small as that is 0 */
-  for (long i = 0; i < size; i++) out[i] = (int16_t)(int32_t)rintf(x[i] * inverse);
-  *scale = value / LEVEL;
-}
-
-/* Sums of `pairs` pairs of products: TILE_ROWS rows of x, `stride` apart, by the weights of TILE_COLUMNS outputs */
-AVX2 static inline void tile(const int16_t *x, long stride, const int16_t *weights, long pairs,
-                             __m256i sums[TILE_ROWS][2]) {
-  __m256i zero = _mm256_setzero_si256();
-  __m256i a0 = zero, b0 = zero, a1 = zero, b1 = zero, a2 = zero, b2 = zero, a3 = zero, b3 = zero, a4 = zero, b4 = zero,
-          a5 = zero, b5 = zero;
-  for (long k = 0; k < 2 * pairs; k += 2) {
-    __m256i left = _mm256_loadu_si256((const __m256i *)(weights + TILE_COLUMNS * k));
-    __m256i right = _mm256_loadu_si256((const __m256i *)(weights + TILE_COLUMNS * k + 16));
-/* as an instruction in place: compilers move products ahead, and spill sums whose registers these then take */
-#define ADD(sum, products) __asm__ volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products))
-#define ROW(n)                                       \
-  {                                                  \
-    int32_t both;                                    \
-    memcpy(&both, x + n * stride + k, sizeof both);  \
-    __m256i pair = _mm256_set1_epi32(both);          \
-    ADD(a##n, _mm256_madd_epi16(pair, left));        \
-    ADD(b##n, _mm256_madd_epi16(pair, right));       \
-  }
-    ROW(0) ROW(1) ROW(2) ROW(3) ROW(4) ROW(5)
-  }
-  __m256i all[TILE_ROWS][2] = {{a0, b0}, {a1, b1}, {a2, b2}, {a3, b3}, {a4, b4}, {a5, b5}};
-  memcpy(sums, all, sizeof all);
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
 /* TILE_COLUMNS outputs of all rows */
@@ -107,10 +57,10 @@ void eoseek_product(const float *x, const int16_t *weights, const float *weight_
                     int16_t *rounded, float *scales, float *out, long rows, long size, long columns) {
   long near = NEAR / size / TILE_ROWS * TILE_ROWS;
   near = near < TILE_ROWS ? TILE_ROWS : near;
-#pragma omp parallel if (rows * size * columns >= MIN_PARALLEL)
+#pragma omp parallel if (rows * size * columns >= MIN_PARALLEL_PRODUCTS)
   {
 #pragma omp for schedule(static)
-    for (long row = 0; row < rows; row++) round_row(x + row * size, rounded + row * size, scales + row, size);
+    for (long row = 0; row < rows; row++) scales[row] = round_row(x + row * size, rounded + row * size, LEVEL, size);
     for (long row = 0; row < rows; row += near) {
       long count = rows - row < near ? rows - row : near;
 #pragma omp for schedule(static) nowait
