@@ -22,6 +22,7 @@ from service.errors import (
     NotReadyError,
 )
 from service.logs import JsonFormatter
+from service.nursery import Nursery
 from service.supervised import ChildDiedError, Supervised
 
 LIMIT_SECONDS = 60  # what would hang fails
@@ -570,3 +571,86 @@ def test_supervised_nursery_parent_killed_leaves_no_orphan():
         assert int(parent.stdout.readline()) > 0
         parent.kill()
         assert parent.stdout.read() == b""
+
+
+def launch_early(*modules):
+    """The process of a nursery that is launched ahead."""
+    before = psutil.Process().children()
+    Nursery.launch_early(modules)
+    (process,) = (each for each in psutil.Process().children() if each not in before)
+    return process
+
+
+@needs_linux
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_supervised_nursery_launched_early_is_the_one_that_bears(loop_factory):
+    early = launch_early("colorsys")
+
+    async def test():
+        events = Events()
+        async with running(events, preload=["colorsys"]) as child:
+            assert await child.call("parent_pid") == early.pid
+            assert psutil.Process().children() == [early]
+            assert await child.call("has_imported", "colorsys")
+            first = child.pid
+            os.kill(first, signal.SIGKILL)
+            await events.until("restarted")
+            assert await child.call("parent_pid") == early.pid
+            pids = [early.pid, first, child.pid]
+        assert not any(map(is_alive, pids))
+
+    run(test, loop_factory)
+
+
+@needs_linux
+def test_supervised_nursery_launched_early_serves_one_of_the_same_modules_only():
+    early = launch_early("colorsys")
+
+    async def test():
+        async with (
+            running(preload=["json"]) as other,
+            running(preload=["colorsys"]),
+            running(preload=["colorsys"]) as last,
+        ):
+            assert early.pid not in {await other.call("parent_pid"), await last.call("parent_pid")}
+            assert len(psutil.Process().children()) == 3
+        assert psutil.Process().children() == []
+
+    run(test)
+
+
+@needs_linux
+@pytest.mark.parametrize("module", ["colorsys", "hanging"])
+def test_supervised_nursery_launched_early_stop_before_the_start_leaves_no_process(tmp_path, monkeypatch, module):
+    (tmp_path / "hanging.py").write_text("import threading\nthreading.Event().wait()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    early = launch_early(module)
+
+    async def test():
+        await make(preload=[module]).stop()
+        assert not is_alive(early.pid)
+
+    run(test)
+
+
+PARENT_OF_EARLY = """
+from service.nursery import Nursery
+
+Nursery.launch_early(["colorsys"])
+print("launched", flush=True)
+input()
+"""
+
+
+@needs_linux
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_supervised_nursery_launched_early_and_never_used_ends_with_its_parent(is_killed):
+    command = [sys.executable, "-c", PARENT_OF_EARLY]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout.readline() == b"launched\n"
+        if is_killed:
+            parent.kill()
+        else:
+            parent.stdin.write(b"\n")
+            parent.stdin.flush()
+        assert parent.stdout.read() == b""  # the nursery holds the pipe too
