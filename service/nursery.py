@@ -70,11 +70,14 @@ class Nursery:
 
     @staticmethod
     def launch_early(modules: Sequence[str]) -> None:
-        """Begin with the imports of the next one for these modules, while this process goes on with its own."""
-        nursery = Nursery.of(modules)
+        """Begin with the imports of the next one for these modules, while this process goes on with its own.
+
+        Repeating it before there is one does nothing.
+        """
+        nursery = None if tuple(modules) in _launched else Nursery.of(modules)
         if nursery is not None:
-            _launched[tuple(modules)] = nursery
             nursery._launch()
+            _launched[tuple(modules)] = nursery
 
     async def bear(self, fd: int) -> Process:
         """A child of `service.child` on this socket. Raises ConnectionError where the nursery ended before that."""

@@ -620,6 +620,15 @@ def test_supervised_nursery_launched_early_serves_one_of_the_same_modules_only()
 
 
 @needs_linux
+def test_supervised_nursery_launched_early_twice_is_one_process():
+    early = launch_early("colorsys")
+    Nursery.launch_early(["colorsys"])
+    assert psutil.Process().children() == [early]
+    asyncio.run(Nursery.of(["colorsys"]).close())
+    assert psutil.Process().children() == []
+
+
+@needs_linux
 @pytest.mark.parametrize("module", ["colorsys", "hanging"])
 def test_supervised_nursery_launched_early_stop_before_the_start_leaves_no_process(tmp_path, monkeypatch, module):
     (tmp_path / "hanging.py").write_text("import threading\nthreading.Event().wait()\n")
