@@ -115,6 +115,8 @@ class Nursery:
             self._process = subprocess.Popen(command, **options)
 
     async def _open(self) -> None:
+        if self._process is not None and self._process.poll() is not None:  # launched early, and gone since
+            await self.close()
         if self._process is None:
             self._launch()
         reader, writer = await asyncio.open_unix_connection(sock=self._connection)

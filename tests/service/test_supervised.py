@@ -620,6 +620,20 @@ def test_supervised_nursery_launched_early_serves_one_of_the_same_modules_only()
 
 
 @needs_linux
+def test_supervised_nursery_launched_early_and_gone_is_launched_again():
+    early = launch_early("colorsys")
+    early.kill()
+    os.waitid(os.P_PID, early.pid, os.WEXITED | os.WNOWAIT)
+
+    async def test():
+        async with running(preload=["colorsys"]) as child:
+            assert await child.call("parent_pid") not in (early.pid, os.getpid())
+            assert not is_alive(early.pid)
+
+    run(test)
+
+
+@needs_linux
 def test_supervised_nursery_launched_early_twice_is_one_process():
     early = launch_early("colorsys")
     Nursery.launch_early(["colorsys"])
