@@ -2,17 +2,19 @@
 
 import ctypes
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 import service.encoders.fused as fused_module
 from service.encoders import torch_loading
 from service.encoders.fused import MIN_ROWS, FusedDecoder, has_integer_products, load_kernels
-from service.encoders.packed import Prefix, enable_packing, keep_norms_in_float32, packed_forward
+from service.encoders.packed import Packing, Prefix, enable_packing, keep_norms_in_float32, packed_forward
 from service.encoders.torch_encoder import TorchEncoder
 from service.encoders.torch_loading import load_encoder
 from service.errors import ConfigurationError
@@ -46,6 +48,12 @@ HEAD_SIZES = {"bfloat16": 8, "int16": 16}  # attention in integers takes multipl
 FORMATS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 each_width = pytest.mark.parametrize("width", FORMATS)
 ROUNDING = {"bfloat16": 2**-8, "float32": 1e-6}
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The largest of many errors of rounding has a long tail."""
+    torch.manual_seed(0)
 
 
 def model_of(name: str, number_format: str) -> Any:
@@ -356,6 +364,265 @@ def test_integer_product_of_nothing_is_nothing() -> None:
     layer = torch.nn.Linear(64, 32, bias=False)
     torch.nn.init.zeros_(layer.weight)
     assert torch.equal(fused_module._IntegerProduct(kernels(), layer)(torch.randn(3, 64)), torch.zeros(3, 32))
+
+
+Shape = tuple[int, int, int]  # query heads, key heads, size of a head
+SHAPES = [(heads, key_heads, size) for heads, key_heads in [(2, 2), (6, 2), (7, 1)] for size in (16, 64, 128, 256)]
+# around the ends of tiles of 6 rows and of 16 columns, and of blocks of 128 keys
+BORDERS = [1, 2, 5, 6, 15, 16, 17, 127, 128, 129, 300]
+
+
+def random_states(num_tokens: int, shape: Shape) -> Tensor:
+    """Queries, keys and values of a row, (T, (H + 2 key heads) D)."""
+    heads, key_heads, size = shape
+    return torch.randn(num_tokens, (heads + 2 * key_heads) * size)
+
+
+def heads_of(qkv_TD: Tensor, shape: Shape) -> tuple[Tensor, ...]:
+    """Queries, keys and values as views, (heads, T, D) each."""
+    heads, key_heads, size = shape
+    return qkv_TD.view(len(qkv_TD), -1, size).transpose(0, 1).split([heads, key_heads, key_heads])
+
+
+def attend(
+    qkv_TD: Tensor, lengths: list[int], shape: Shape, *, prefixes: list[Prefix | None] | None = None, scaling: float = 0
+) -> Tensor:
+    """Attention in integers, (T, H, D); a scaling of 0 is the usual one."""
+    heads, _, size = shape
+    packing = Packing.of(lengths, prefixes=prefixes, is_padded=False)
+    layer: Any = SimpleNamespace(scaling=scaling or size**-0.5)
+    attended_TD = fused_module._IntegerAttention(kernels(), packing, *shape)(qkv_TD, layer)
+    return attended_TD.view(len(qkv_TD), heads, size)
+
+
+def exact_attention(qkv_TD: Tensor, lengths: list[int], shape: Shape, *, scaling: float = 0) -> Tensor:
+    """That of torch in float64, of one text after the other."""
+    parts = []
+    for text_TD in qkv_TD.double().split(lengths):
+        q, k, v = (each.unsqueeze(0) for each in heads_of(text_TD, shape))
+        parts.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling or None, enable_gqa=True))
+    return torch.cat(parts, dim=2)[0].transpose(0, 1)
+
+
+def prefix_of(qkv_TD: Tensor, length: int, shape: Shape) -> Prefix:
+    """The states of the first tokens, as a forward keeps them."""
+    _, key, value = (each[:, :length].contiguous() for each in heads_of(qkv_TD, shape))
+    return Prefix(length, [(key, value)])
+
+
+def assert_close_to_exact(got: Tensor, expected: Tensor) -> None:
+    """But for the rounding, each token and head by itself."""
+    assert ((got - expected).norm(dim=-1) / expected.norm(dim=-1)).max() < 2e-3
+    assert torch.nn.functional.cosine_similarity(got.double(), expected, dim=-1).min() > 0.9999
+
+
+@has_integers
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_integer_attention_equals_torch_but_for_the_rounding(shape: Shape) -> None:
+    qkv = random_states(sum(BORDERS), shape)
+    assert_close_to_exact(attend(qkv, BORDERS, shape), exact_attention(qkv, BORDERS, shape))
+
+
+@has_integers
+@pytest.mark.parametrize("shape", [(5, 1, 16), (48, 1, 16), (9, 3, 48)], ids=str)
+def test_integer_attention_of_unusual_heads_equals_torch(shape: Shape) -> None:
+    qkv = random_states(300, shape)
+    assert_close_to_exact(attend(qkv, [300], shape), exact_attention(qkv, [300], shape))
+
+
+@has_integers
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_integer_attention_is_the_same_bits_whatever_is_beside_a_text(shape: Shape) -> None:
+    qkv = random_states(sum(BORDERS), shape)
+    together = attend(qkv, BORDERS, shape)
+    for text, attended in zip(qkv.split(BORDERS), together.split(BORDERS), strict=True):
+        assert torch.equal(attend(text, [len(text)], shape), attended)
+
+
+@has_integers
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_integer_attention_is_the_same_bits_for_one_thread_and_two(shape: Shape) -> None:
+    qkv, threads = random_states(sum(BORDERS), shape), torch.get_num_threads()
+    attended = []
+    try:
+        for num_threads in (1, 2):
+            torch.set_num_threads(num_threads)
+            attended.append(attend(qkv, BORDERS, shape))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*attended)
+
+
+@has_integers
+@pytest.mark.parametrize("length", [1, 31, 64, 127, 128, 129])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_integer_attention_behind_a_prefix_is_the_same_bits(length: int, shape: Shape) -> None:
+    qkv = random_states(300, shape)
+    whole, prefix = attend(qkv, [300], shape), prefix_of(qkv, length, shape)
+    assert torch.equal(attend(qkv[length:], [300 - length], shape, prefixes=[prefix]), whole[length:])
+    assert torch.equal(attend(qkv[length : length + 1], [1], shape, prefixes=[prefix]), whole[length : length + 1])
+
+
+@has_integers
+@pytest.mark.parametrize("length", [1, 31, 64, 127, 128, 129])
+def test_integer_attention_behind_a_cut_of_a_prefix_is_the_same_bits(length: int) -> None:
+    shape = (6, 2, 64)
+    qkv = random_states(200, shape)
+    cut = prefix_of(qkv, 150, shape).cut(length)
+    assert cut.layers[0][0].stride(0) == 150 * 64  # from one head to the next, of the tokens cut away as well
+    got = attend(qkv[length:], [200 - length], shape, prefixes=[cut])
+    assert torch.equal(got, attend(qkv, [200], shape)[length:])
+
+
+@has_integers
+def test_integer_attention_of_texts_with_several_prefixes_and_none_is_the_same_bits() -> None:
+    shape = (6, 2, 64)
+    first, second, plain = (random_states(length, shape) for length in (150, 140, 20))
+    other = torch.cat([first[:130], random_states(40, shape)])  # shares an opening with the first
+    opening, second_opening = prefix_of(first, 130, shape), prefix_of(second, 9, shape)
+    rests = [first[130:], other[130:], plain, second[9:]]
+    prefixes = [opening, opening, None, second_opening]
+    got = attend(torch.cat(rests), list(map(len, rests)), shape, prefixes=prefixes).split(list(map(len, rests)))
+    for text, attended in zip((first, other, plain, second), got, strict=True):
+        assert torch.equal(attended, attend(text, [len(text)], shape)[-len(attended) :])
+
+
+NOT_NUMBERS = pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+
+
+def assert_spoiled_alone(spoil: Tensor, got: Tensor, sound: Tensor) -> None:
+    """Nothing of the (T, H) results that are marked is a number, the others are the same bits as without."""
+    assert not got[spoil].isfinite().any()
+    assert torch.equal(got[~spoil], sound[~spoil])
+
+
+@has_integers
+@NOT_NUMBERS
+@pytest.mark.parametrize("position", [0, 7, 140])
+def test_integer_attention_of_a_query_that_is_no_number_spoils_its_row_alone(value: float, position: int) -> None:
+    shape, lengths = (6, 2, 64), [300, 20]
+    qkv = random_states(320, shape)
+    sound = attend(qkv, lengths, shape)
+    heads_of(qkv, shape)[0][4, position, 5] = value
+    spoiled = torch.zeros(320, 6, dtype=torch.bool)
+    spoiled[position, 4] = True
+    assert_spoiled_alone(spoiled, attend(qkv, lengths, shape), sound)
+
+
+@has_integers
+@NOT_NUMBERS
+@pytest.mark.parametrize("position", [0, 7, 127, 128, 140])
+@pytest.mark.parametrize("kind", ["key", "value"])
+def test_integer_attention_of_a_key_or_value_that_is_no_number_spoils_what_sees_it(
+    value: float, position: int, kind: str
+) -> None:
+    shape, lengths = (6, 2, 64), [300, 20]
+    qkv = random_states(320, shape)
+    sound = attend(qkv, lengths, shape)
+    heads_of(qkv, shape)[{"key": 1, "value": 2}[kind]][1, position, 5] = value
+    spoiled = torch.zeros(320, 6, dtype=torch.bool)
+    spoiled[position:300, 3:] = True  # the query heads of the second key head
+    assert_spoiled_alone(spoiled, attend(qkv, lengths, shape), sound)
+
+
+@has_integers
+@NOT_NUMBERS
+def test_integer_attention_of_a_prefix_that_is_no_number_spoils_all_behind_it(value: float) -> None:
+    shape = (2, 1, 64)
+    qkv = random_states(100, shape)
+    heads_of(qkv, shape)[2][0, 30, 5] = value
+    assert not attend(qkv[40:], [60], shape, prefixes=[prefix_of(qkv, 40, shape)]).isfinite().any()
+
+
+SCORES = {
+    "one far above": lambda scores: scores[5].fill_(1e4),
+    "one far above, in another block": lambda scores: scores[200].fill_(1e4),
+    "one far below": lambda scores: scores[5].fill_(-1e4),
+    "all equal": lambda scores: scores.fill_(3.0),
+    "all far below": lambda scores: scores.fill_(-1e4),
+    "a block far below": lambda scores: scores[:128].fill_(-1e4),
+    "two blocks far below": lambda scores: scores[128:].fill_(-1e4),
+    "each far below the one before": lambda scores: scores.copy_(torch.arange(0, -300e2, -1e2)),
+    "each far above the one before": lambda scores: scores.copy_(torch.arange(0, 300e2, 1e2)),
+}
+
+
+@has_integers
+@pytest.mark.parametrize("name", SCORES)
+def test_integer_attention_of_extreme_scores_stays_right(name: str) -> None:
+    shape, scores = (3, 1, 64), torch.zeros(300)
+    SCORES[name](scores)
+    qkv = random_states(300, shape)
+    query, key, _ = heads_of(qkv, shape)
+    # a key's score is its first number
+    query.zero_()[:, :, 0] = 1
+    key.zero_()[:, :, 0] = scores
+    assert_close_to_exact(attend(qkv, [300], shape, scaling=1), exact_attention(qkv, [300], shape, scaling=1))
+
+
+@has_integers
+@pytest.mark.parametrize("signs", [(1, 1, 1), (1, -1, 1), (-1, -1, -1), (1, 1, -1)], ids=str)
+@pytest.mark.parametrize("size", [16, 64, 256])
+def test_integer_attention_of_the_largest_values_does_not_overflow(size: int, signs: tuple[int, int, int]) -> None:
+    shape = (6, 2, size)
+    qkv = torch.empty(300, 10 * size)
+    for states, sign in zip(heads_of(qkv, shape), signs, strict=True):
+        states.fill_(1e4 * sign)
+    torch.testing.assert_close(attend(qkv, [300], shape), torch.full((300, 6, size), 1e4 * signs[2]))
+
+
+@has_integers
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("size", [16, 64, 128, 256])
+def test_integer_attention_of_the_largest_scores_does_not_overflow(size: int, sign: int) -> None:
+    shape = (6, 2, size)
+    qkv = torch.full((300, 10 * size), 1e4)
+    query, key, value = heads_of(qkv, shape)
+    query.mul_(sign)
+    key[:, 1::2] = value[:, 1::2] = -1e4
+    expected = torch.full((300, 6, size), 1e4 * sign)  # of the keys with the query's sign
+    expected[0] = 1e4  # which sees nothing else
+    torch.testing.assert_close(attend(qkv, [300], shape), expected)
+
+
+@has_integers
+@pytest.mark.parametrize("kinds", [[0], [1], [2], [0, 1], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("position", [0, 130])
+def test_integer_attention_of_a_zero_row_equals_torch(kinds: list[int], position: int) -> None:
+    shape = (6, 2, 64)
+    qkv = random_states(300, shape)
+    for kind in kinds:
+        heads_of(qkv, shape)[kind][:, position] = 0
+    got, expected = attend(qkv, [300], shape), exact_attention(qkv, [300], shape)
+    is_nothing = expected.norm(dim=2) == 0  # of a first value that is zero
+    assert not got[is_nothing].any()
+    assert_close_to_exact(got[~is_nothing], expected[~is_nothing])
+
+
+@has_integers
+def test_integer_attention_of_nothing_is_nothing() -> None:
+    shape = (6, 2, 64)
+    for value in (0.0, 1e-42):  # smaller than what has all its digits
+        assert attend(torch.full((300, 640), value), [300], shape).abs().max() < 1e-40
+
+
+@has_integers
+@pytest.mark.parametrize(
+    ("changes", "is_taken"),
+    [
+        ({"head_dim": 16}, True),
+        ({"head_dim": 256}, True),
+        ({"head_dim": 8}, False),
+        ({"head_dim": 24}, False),
+        ({"head_dim": 272}, False),
+        ({"head_dim": 16, "hidden_size": 768, "num_attention_heads": 48, "num_key_value_heads": 1}, True),
+        ({"head_dim": 16, "hidden_size": 784, "num_attention_heads": 49, "num_key_value_heads": 1}, False),
+        ({"head_dim": 16, "hidden_size": 80, "num_attention_heads": 5, "num_key_value_heads": 2}, False),
+    ],
+    ids=str,
+)
+def test_fused_in_integers_takes_heads_that_its_attention_can(changes: dict[str, Any], is_taken: bool) -> None:
+    assert (FusedDecoder.of(tiny_model("llama", **changes), in_integers=True) is not None) == is_taken
 
 
 def test_load_kernels_of_another_machine_warns_and_does_without(
