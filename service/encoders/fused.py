@@ -61,7 +61,7 @@ Product = Callable[[Tensor], Tensor]
 
 @functools.cache
 def load_kernels() -> ctypes.CDLL | None:
-    """The functions of `kernels.c` and `products.c`; None where they were not built."""
+    """The functions of `kernels.c`, `products.c` and `attention.c`; None where they were not built."""
     found = importlib.util.find_spec("service.encoders._kernels")
     if found is None or found.origin is None:
         log.info("installed without a C compiler, so encoding is slower: see Needs in README")
