@@ -76,12 +76,10 @@ def main() -> None:
 def serve(demo: Annotated[bool, typer.Option("--demo", help="Also index the demo collection.")] = False) -> None:
     """Start the service; everything is set by EOSEEK_* variables."""
     settings = read_settings()
-    if settings.encoder.backend == "torch":
-        from service.encoders.worker import preload
-
-        preload()
     if settings.encoder.checkpoint == "default":
         _pull("default")
+    if settings.encoder.backend == "torch":
+        _preload(settings.encoder.checkpoint)
     from eoseek.companion import DemoCompanion
     from service.app import run
 
@@ -97,6 +95,16 @@ def serve(demo: Annotated[bool, typer.Option("--demo", help="Also index the demo
     finally:
         companion.stop()
     raise typer.Exit(code)
+
+
+def _preload(checkpoint: str) -> None:
+    """Let the worker's imports begin before our own, where the checkpoint is on this machine."""
+    from service.encoders.checkpoint import BUILT, locate
+    from service.encoders.worker import preload
+
+    with suppress(ConfigurationError):  # which the service's start tells
+        if checkpoint in BUILT or Path(checkpoint).expanduser().is_dir():
+            preload(str(locate(checkpoint)))
 
 
 @app.command()

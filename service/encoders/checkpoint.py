@@ -39,8 +39,20 @@ _CLS_FAMILIES = frozenset(
 )
 T5_FAMILIES = frozenset({"t5", "mt5", "umt5"})
 """Families of which only the encoder is loaded."""
+DECODER_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Families of decoders with RMS norms, rotary positions and a SiLU gate; see `fused` and `decoder`."""
 POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 """Families that count positions from the padding index on, so that many positions are lost."""
+# what a decoder is made of; transformers has other defaults for each family
+_DECODER_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+)
 # what a transformers version or a user's taste writes and no vector depends on
 _VOLATILE_CONFIG = frozenset(
     {
@@ -361,6 +373,31 @@ def weight_files(path: Path) -> list[Path]:
     if not files:
         raise ConfigurationError("no *.safetensors; pickled weights are not loaded, convert them with transformers")
     return files
+
+
+def is_plain(path: Path) -> bool:
+    """Whether a worker reads a checkpoint without transformers: see `service.encoders.decoder`.
+
+    Raises:
+        ConfigurationError: its files cannot be read.
+    """
+    config = _without_null(_read_json(path / "config.json"))
+    own = _read_json(path / CARD, optional=True)
+    return bool(own.get("probes")) and _pooling(config, _modules(path)) == "last_token" and _is_plain_decoder(config)
+
+
+def _is_plain_decoder(config: dict[str, Any]) -> bool:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return (
+        config.get("model_type") in DECODER_FAMILIES
+        and config.get("hidden_act") == "silu"
+        and not {"auto_map", "quantization_config", "partial_rotary_factor"} & config.keys()
+        and not (config.get("sliding_window") and config.get("use_sliding_window", True))
+        and rope.keys() <= {"rope_theta", "rope_type", "type"}
+        and {rope.get("rope_type", "default"), rope.get("type", "default")} == {"default"}
+        and bool(rope.get("rope_theta") or config.get("rope_theta"))
+        and all(config.get(key) for key in _DECODER_KEYS)
+    )
 
 
 def _fingerprint(path: Path, config: dict[str, Any], settings: list[Any]) -> str:

@@ -7,7 +7,7 @@ key and value are one product, gate and up another, of weights that are packed a
 worker holds that copy too. Behind the last attention only the last token of each text goes on, whose state is the
 embedding.
 
-For the families below, on processors, in bfloat16 or, for a model in float32, with products in 16-bit integers;
+For a few families, on processors, in bfloat16 or, for a model in float32, with products in 16-bit integers;
 `TorchEncoder` compares it with transformers' own forward at load, and runs that for everything else. Numbers are as in
 `packed_forward`: the residual stream, norms, rotation and gate are float32.
 
@@ -34,9 +34,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from service.encoders.packed import Packing, Prefix, packed_attention
+from service.encoders.checkpoint import DECODER_FAMILIES
+from service.encoders.packed import Model, Packing, Prefix, is_packed_only, packed_attention
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,6 @@ MIN_ROWS = 40
 # of lengths in attention: its kernel adds up in such pieces, so a token's bits do not depend on where its text ends
 _MULTIPLE = 32
 _VERSION = 3  # of the arguments below and the layout of weights, as in kernels.c
-_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 _POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
 _ARGUMENTS = {
     "eoseek_add_norm": [_POINTER, _POINTER, _POINTER, _FLOAT, _POINTER, _LONG, _LONG, _INT],
@@ -210,7 +209,7 @@ class _Layer:
 class FusedDecoder:
     """The forward of a decoder with RMS norms, rotary positions and a SiLU gate, from token ids to last states."""
 
-    def __init__(self, model: PreTrainedModel, kernels: ctypes.CDLL, *, in_integers: bool) -> None:
+    def __init__(self, model: Model, kernels: ctypes.CDLL, *, in_integers: bool) -> None:
         """Pack the weights of a model for which `of` gives one; float32 passes between products in integers."""
         config: Any = model.config
         self._model: Any = model
@@ -227,7 +226,7 @@ class FusedDecoder:
             self._layers = [_Layer(layer, product) for layer in model.get_submodule("layers").children()]
 
     @classmethod
-    def of(cls, model: PreTrainedModel, *, in_integers: bool = False) -> "FusedDecoder | None":
+    def of(cls, model: Model, *, in_integers: bool = False) -> "FusedDecoder | None":
         """The fused form of a model, None where there is none for its family, number format or machine.
 
         Args:
@@ -352,11 +351,13 @@ def _has_products() -> bool:
     )
 
 
-def _is_supported(model: PreTrainedModel, in_integers: bool) -> bool:
-    """Whether this is transformers' own code of a family above, without what the fused layers do not do."""
+def _is_supported(model: Model, in_integers: bool) -> bool:
+    """Whether this is our own or transformers' code of a family, without what the fused layers do not do."""
     dtype = torch.float32 if in_integers else torch.bfloat16
     config: Any = model.config
-    if not type(model).__module__.startswith("transformers.models.") or config.model_type not in _FAMILIES:
+    if not (is_packed_only(model) or type(model).__module__.startswith("transformers.models.")):
+        return False
+    if config.model_type not in DECODER_FAMILIES:
         return False
     if model.device.type != "cpu" or config.hidden_act != "silu" or getattr(config, "sliding_window", None):
         return False

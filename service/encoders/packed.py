@@ -17,14 +17,20 @@ Shapes: T tokens of the row, H heads, D head size, N sequences, L longest sequen
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from service.encoders.checkpoint import POSITIONS_AFTER_PADDING
+
+if TYPE_CHECKING:  # a worker may do without transformers, which takes seconds to import
+    from transformers import PreTrainedModel
+
+    from service.encoders.decoder import Decoder
+
+Model: TypeAlias = "PreTrainedModel | Decoder"
 
 ATTENTION = "eoseek_packed"
 # a padded slot costs attention only, a further call costs about what 16 padded slots cost in every sequence
@@ -287,17 +293,26 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """Keep transformers from building a (T, T) mask that nothing would read."""
 
 
-def enable_packing(model: PreTrainedModel) -> bool:
+def enable_packing(model: Model) -> bool:
     """Switch a model to packed attention; False when its family does not use the attention interface."""
+    if is_packed_only(model):
+        return True
+    from transformers import AttentionInterface, AttentionMaskInterface
+
     AttentionInterface.register(ATTENTION, packed_attention)
     AttentionMaskInterface.register(ATTENTION, _no_mask)
     if not getattr(model, "_supports_attention_backend", False):
         return False
-    model.set_attn_implementation(ATTENTION)
+    cast("PreTrainedModel", model).set_attn_implementation(ATTENTION)
     return True
 
 
-def keep_norms_in_float32(model: PreTrainedModel) -> PreTrainedModel:
+def is_packed_only(model: Model) -> bool:
+    """Whether this is our own `Decoder`, which has no other attention."""
+    return bool(getattr(model, "is_packed_only", False))
+
+
+def keep_norms_in_float32(model: "PreTrainedModel") -> "PreTrainedModel":
     """Norms of a bfloat16 model go with its float32 residual stream, see `_last_hidden`."""
     for module in model.modules():
         if type(module).__name__.endswith("Norm"):
@@ -316,7 +331,7 @@ class _Widened(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (nn.functional.linear, nn.functional.layer_norm):
+        if func in (nn.functional.linear, nn.functional.layer_norm, nn.functional.rms_norm):
             args = tuple(map(self._widen, args))
             kwargs = {name: self._widen(each) for name, each in kwargs.items()}
         return func(*args, **kwargs)
@@ -326,7 +341,7 @@ class _Widened(TorchFunctionMode):
 
 
 def packed_forward(
-    model: PreTrainedModel,
+    model: Model,
     token_ids: Sequence[Sequence[int]],
     *,
     is_widened: bool = False,
@@ -358,7 +373,7 @@ def packed_forward(
     return _last_hidden(model, row_1T, is_widened, **inputs)[0]
 
 
-def _last_hidden(model: PreTrainedModel, ids: Tensor, is_widened: bool, **inputs: Any) -> Tensor:
+def _last_hidden(model: Model, ids: Tensor, is_widened: bool, **inputs: Any) -> Tensor:
     """Hidden states; a bfloat16 model multiplies in bfloat16 and keeps its residual stream in float32.
 
     Rounding the stream after every layer costs accuracy, worst for short texts: on SmolLM2-135M the lowest cosine to
@@ -379,7 +394,7 @@ def _last_hidden(model: PreTrainedModel, ids: Tensor, is_widened: bool, **inputs
     return hidden
 
 
-def padded_forward(model: PreTrainedModel, token_ids: Sequence[Sequence[int]], *, is_widened: bool = False) -> Tensor:
+def padded_forward(model: "PreTrainedModel", token_ids: Sequence[Sequence[int]], *, is_widened: bool = False) -> Tensor:
     """As `packed_forward`, for families outside the attention interface: one right-padded batch, padding cut away."""
     lengths_N = torch.tensor([len(ids) for ids in token_ids], device=model.device)
     valid_NL = torch.arange(int(lengths_N.max()), device=model.device) < lengths_N[:, None]

@@ -21,11 +21,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from service.encoders.base import Embeddings, Pooling, PrefixFigures, TokenIds
 from service.encoders.fused import FusedDecoder
-from service.encoders.packed import Prefix, enable_packing, packed_forward, padded_forward
+from service.encoders.packed import Model, Prefix, enable_packing, is_packed_only, packed_forward, padded_forward
 from service.encoders.pooling import pool
 from service.encoders.prefixes import MIN_TOKENS, PrefixCache
 from service.errors import ConfigurationError, EncoderError
@@ -56,11 +55,11 @@ class _Text:
 
 
 class TorchEncoder:
-    """An `Encoder` on a transformers model."""
+    """An `Encoder` on a model of transformers' or on our own `Decoder`."""
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Model,
         *,
         pooling: Pooling,
         dimension: int,
@@ -79,7 +78,7 @@ class TorchEncoder:
                 key heads a layer: layers * 2 * key heads * head size * 2 bytes in bfloat16, 23 KB for SmolLM2-135M.
             in_integers: products in 16-bit integers, where there are such for this model in float32.
         """
-        self._model = model
+        self._model: Any = model
         self._pooling = pooling
         self._dimension = dimension
         self._row_tokens = row_tokens
@@ -110,7 +109,7 @@ class TorchEncoder:
     @property
     def has_background(self) -> bool:
         """See `BackgroundEncoder.has_background`: only Linux knows the priority of a thread, and a GPU none."""
-        return sys.platform == "linux" and self._model.device.type == "cpu"
+        return bool(sys.platform == "linux" and self._model.device.type == "cpu")
 
     def encode_in_background(self, token_ids: Sequence[TokenIds]) -> Embeddings:
         """See `BackgroundEncoder.encode_in_background`."""
@@ -227,8 +226,9 @@ class TorchEncoder:
     def check(self, token_ids: list[list[int]]) -> None:
         """Contract check: one text alone, through the model's own attention == in a batch == from the prefix cache.
 
-        A family for which the fused layers are wrong falls back to transformers' own, one for which packing is to
-        padding, one that cannot continue from a prefix to whole texts, each with a warning.
+        Our own `Decoder` is held against itself, and by `probes` against what transformers' own code gave. A family for
+        which the fused layers are wrong falls back to transformers' own, one for which packing is to padding, one that
+        cannot continue from a prefix to whole texts, each with a warning.
 
         Args:
             token_ids: probe texts of different lengths.
@@ -245,6 +245,9 @@ class TorchEncoder:
         fused, self._fused = self._fused, None
         forward = self._forward
         packed = self.encode(token_ids)
+        if is_packed_only(self._model):
+            self._check_fused(fused, token_ids, packed)
+            return
         if forward is packed_forward:
             self._model.set_attn_implementation("sdpa" if self._model._supports_sdpa else "eager")
         self._forward = padded_forward
@@ -276,7 +279,7 @@ class TorchEncoder:
             cause = f"fail ({type(error).__name__}: {error})"
         self._fused = None
         family = self._model.config.model_type
-        log.warning("%s: the fused layers %s, so transformers' own encode", family, cause)
+        log.warning("%s: the fused layers %s, so the model's own encode", family, cause)
 
     def _check_prefixes(self, token_ids: list[list[int]], prefixes: PrefixCache) -> bool:
         """Whether texts that continue from kept states get the vectors that they have alone."""
@@ -336,7 +339,7 @@ def _even_rows(order: list[int], lengths: Sequence[int], row_tokens: int, num_be
     return [part for row in reversed(rows) for part in reversed(list(_rows(row, lengths, row_tokens)))]
 
 
-def _can_continue(model: PreTrainedModel) -> bool:
+def _can_continue(model: Model) -> bool:
     """Whether the states of first tokens are the same whatever follows, as far as a model says so of itself."""
     if any(getattr(module, "is_causal", None) is False for module in model.modules()):
         return False

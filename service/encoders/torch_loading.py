@@ -1,19 +1,24 @@
 """From a checkpoint's path to an encoder that has passed its trial: device, number format, memory, weights, probes."""
 
 import logging
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
+from safetensors import SafetensorError
 
-from service.encoders.checkpoint import T5_FAMILIES, Checkpoint, load_served, weight_files
+from service.encoders.checkpoint import T5_FAMILIES, Checkpoint, is_plain, load_served, weight_files
+from service.encoders.decoder import read_decoder
 from service.encoders.fused import has_integer_products
 from service.encoders.memory import settle_memory
 from service.encoders.packed import keep_norms_in_float32
 from service.encoders.probes import check_probes
 from service.encoders.torch_encoder import CPU_ROW_TOKENS, CUDA_ROW_TOKENS, TorchEncoder
 from service.errors import ConfigurationError
+
+if TYPE_CHECKING:  # imported where it is needed: it takes seconds
+    from transformers import PreTrainedModel
+
+    from service.encoders.packed import Model
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +59,17 @@ def choose_integers(dtype: str, device: str) -> bool:
     return has_integer_products() and not torch.cpu.get_capabilities().get("avx512_f", False)
 
 
-def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, trust_remote_code: bool) -> PreTrainedModel:
+def load_model(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, trust_remote_code: bool
+) -> "PreTrainedModel":
     """The transformers model of a checkpoint, in evaluation mode.
 
     Raises:
         ConfigurationError: weights missing, corrupt, or not of this architecture.
     """
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+    from transformers.utils.logging import disable_progress_bar
+
     weight_files(checkpoint.path)
     # a bar for a second of loading, in the middle of a service's log
     disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -85,7 +95,17 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, trust
         )
     if dtype == torch.bfloat16:
         keep_norms_in_float32(model)
-    return cast(PreTrainedModel, model.to(device).eval())
+    return cast("PreTrainedModel", model.to(device).eval())
+
+
+def _load_served_model(checkpoint: Checkpoint, dtype: torch.dtype, device: str, trust_remote_code: bool) -> "Model":
+    """Our own `Decoder` where that is enough, else as `load_model`, which also says what is wrong with weights."""
+    if is_plain(checkpoint.path):
+        try:
+            return read_decoder(checkpoint.path, dtype=dtype).to(device)
+        except (ValueError, KeyError, SafetensorError) as error:
+            log.warning("%s: read by transformers, as its weights are not as expected: %s", checkpoint.name, error)
+    return load_model(checkpoint, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 
 def load_encoder(
@@ -122,9 +142,7 @@ def load_encoder(
     in_integers = choose_integers(dtype, device)
     if device == "cpu":
         settle_memory()
-    model = load_model(
-        checkpoint, dtype=choose_dtype(dtype, device), device=device, trust_remote_code=trust_remote_code
-    )
+    model = _load_served_model(checkpoint, choose_dtype(dtype, device), device, trust_remote_code)
     encoder = TorchEncoder(
         model,
         pooling=checkpoint.pooling,

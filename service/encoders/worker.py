@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,12 @@ from service.encoders.base import (
     PrefixFigures,
     TokenIds,
 )
+from service.encoders.checkpoint import is_plain
 from service.errors import DeadlineExceededError, EncoderError, NotReadyError
 from service.nursery import Nursery
 from service.supervised import ChildDiedError, Supervised
 
 _TORCH = "service.encoders.torch_loading:load_encoder"
-_PRELOAD = (_TORCH.partition(":")[0],)
 
 
 class Worker:
@@ -81,9 +82,19 @@ def build(config: dict[str, Any]) -> Worker:
     return Worker(getattr(importlib.import_module(module), function)(**options))
 
 
-def preload() -> None:
-    """Begin to import what the next worker on torch needs, while this process goes on with its own imports."""
-    Nursery.launch_early(_PRELOAD)
+def preload(checkpoint_path: str) -> None:
+    """Begin to import what the next worker on torch needs, while this process goes on with its own imports.
+
+    Raises:
+        ConfigurationError: the checkpoint's files cannot be read.
+    """
+    Nursery.launch_early(_modules(checkpoint_path))
+
+
+def _modules(checkpoint_path: str) -> tuple[str, ...]:
+    """What a worker on torch imports for a checkpoint."""
+    own = _TORCH.partition(":")[0]
+    return (own,) if is_plain(Path(checkpoint_path)) else (own, "transformers.models.auto.modeling_auto")
 
 
 class WorkerEncoder:
@@ -122,7 +133,7 @@ class WorkerEncoder:
             start_timeout_seconds=start_timeout_seconds,
             failure=EncoderError,
             on_event=self._note_event,
-            preload=() if "factory" in options else _PRELOAD,
+            preload=() if "factory" in options else _modules(options["checkpoint_path"]),
         )
         self._restart_wait_seconds = restart_wait_seconds
         self._hang_seconds = hang_seconds
