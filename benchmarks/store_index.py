@@ -60,6 +60,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = clustered(arguments.documents + QUERIES) if arguments.vectors is None else np.load(arguments.vectors)
+    if arguments.path is not None:
+        arguments.path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.path) as directory:
         result = asyncio.run(measure(Path(directory), rows, arguments.documents, arguments.quantization))
     write_json(arguments.json, result)

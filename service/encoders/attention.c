@@ -1,19 +1,19 @@
 /* Causal attention within each text of a row, in 16-bit integers, for processors with AVX2: see fused.py, its one
  * caller.
  *
- * Queries, keys and values are rounded a head's row at a time, weights a block of keys at a time relative to the largest
- * of the block, so that a far greater one elsewhere costs them nothing; a value's scale is a part of its weight. Blocks
- * begin at a text's start, prefix included, and are added up as float32 in their order. So a token's result depends on
- * what is before it in its text only, and is the same bits wherever a prefix ends and whatever is beside the text. What
- * is not a number makes results that see it not a number.
+ * Queries, keys and values are rounded a head's row at a time, weights a block of keys at a time, relative to the
+ * largest of the block, so that a far greater one elsewhere costs them nothing; a value's scale is a part of its weight.
+ * Blocks begin at a text's start, prefix included, and are added up as float32 in their order. So a token's result
+ * depends on what is before it in its text only, and is the same bits wherever a prefix ends and whatever is beside the
+ * text. What is not a number makes results that see it not a number.
  */
 #include "integers.h"
 
-#define KEYS 128        /* of a block */
+#define KEYS 128 /* of a block */
 #define WEIGHT_LEVEL 4095
 #define VALUE_LEVEL 4095
-#define MAX_SIZE 256     /* of a head */
-#define ROWS 48          /* queries of all heads that share a key, which pass a block while it is in the first cache */
+#define MAX_SIZE 256 /* of a head */
+#define ROWS 48 /* queries of all heads that share a key, which pass a block while it is in the first cache */
 #define LOG2_E 1.44269504f
 
 _Static_assert((int64_t)WEIGHT_LEVEL * VALUE_LEVEL * KEYS <= INT32_MAX, "a block's sum of values fits");
@@ -115,8 +115,8 @@ typedef struct {
 
 /* Scores of a row to rounded weights of its block; gives what the row's former sums and the block's own are worth, in
  * `former` and `own`. Only the first `count` keys are seen. */
-AVX2 static inline __attribute__((always_inline)) void weigh(float *scores, const float *value_scales, long count, int16_t *weights, state *s,
-                              float *former, float *own) {
+AVX2 static inline __attribute__((always_inline)) void weigh(float *scores, const float *value_scales, long count,
+                                                             int16_t *weights, state *s, float *former, float *own) {
   const __m256 least = _mm256_set1_ps(-INFINITY), zero = _mm256_setzero_ps();
   const __m256 lane = _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7);
   __m256 high = least;
@@ -253,7 +253,8 @@ void eoseek_attend(const float *qkv, const void *texts, const void *prefixes, in
     for (long i = 0; i < num_texts; i++)
       for (long head = 0; head < key_heads; head++) {
         const text *t = first + i;
-        long end = i + 1 < num_texts ? t[1].block : blocks, at = (t->block * key_heads + head * (end - t->block)) * KEYS;
+        long end = i + 1 < num_texts ? t[1].block : blocks;
+        long at = (t->block * key_heads + head * (end - t->block)) * KEYS;
         pack(t, known + t->prefix, keys, values, stride, head, size, level, packed + at * size,
              packed_values + at * size, scales + at, value_scales + at);
       }
