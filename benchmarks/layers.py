@@ -1,4 +1,4 @@
-"""What the fused layers are worth: the same encoder with them and with transformers' own, in turn.
+"""What the fused layers are worth: the same encoder with them and with plain ones in torch, in turn.
 
     python -m benchmarks.layers [--checkpoint default] [--rounds 9] [--threads 0]
 
@@ -30,7 +30,7 @@ def main() -> None:
     generator = random.Random(7)
     lengths = [min(900, max(8, int(generator.lognormvariate(math.log(100), 0.75)))) for _ in range(32)]
     works = {"one query": [12], "eight queries": [9, 10, 10, 11, 12, 12, 13, 15], "32 documents": lengths}
-    print("| work | tokens | transformers' layers, ms | fused, ms | ratio | lowest cosine |")
+    print("| work | tokens | plain layers, ms | fused, ms | ratio | lowest cosine |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, each in works.items():
         texts = [[generator.randrange(100, 40000) for _ in range(length)] for length in each]
@@ -43,9 +43,9 @@ def main() -> None:
                 vectors[is_fused] = encoder.encode(texts)
                 if number:  # the first one warms up
                     taken.append(time.perf_counter() - begin)
-        own, ours = (1000 * statistics.median(seconds[is_fused]) for is_fused in (False, True))
+        plain, ours = (1000 * statistics.median(seconds[is_fused]) for is_fused in (False, True))
         cosine = (vectors[False] * vectors[True]).sum(axis=1).min()
-        print(f"| {name} | {sum(each)} | {own:.1f} | {ours:.1f} | {own / ours:.2f} | {cosine:.5f} |", flush=True)
+        print(f"| {name} | {sum(each)} | {plain:.1f} | {ours:.1f} | {plain / ours:.2f} | {cosine:.5f} |", flush=True)
 
 
 if __name__ == "__main__":

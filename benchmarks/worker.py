@@ -26,7 +26,7 @@ from service.encoders import memory
 from service.encoders.base import Embeddings
 from service.encoders.checkpoint import Checkpoint, load_checkpoint
 from service.encoders.torch_encoder import CPU_ROW_TOKENS, TorchEncoder
-from service.encoders.torch_loading import choose_dtype, choose_integers, load_encoder, load_model
+from service.encoders.torch_loading import choose_dtype, choose_integers, load_encoder, load_served_model
 from service.settings import EncoderSettings
 
 Batch = list[list[int]]
@@ -52,7 +52,7 @@ def main() -> None:
 
 def held(checkpoint: Checkpoint, options: argparse.Namespace) -> None:
     memory.settle_memory()
-    model = load_model(checkpoint, dtype=choose_dtype("auto", "cpu"), device="cpu", trust_remote_code=False)
+    model = load_served_model(checkpoint, dtype=choose_dtype("auto", "cpu"), device="cpu", trust_remote_code=False)
     model.layers = model.layers[: options.layers]
     model.config.num_hidden_layers = options.layers
     encoder = TorchEncoder(

@@ -102,8 +102,8 @@ def _preload(checkpoint: str) -> None:
     from service.encoders.checkpoint import BUILT, locate
     from service.encoders.worker import preload
 
-    with suppress(ConfigurationError):  # which the service's start tells
-        if checkpoint in BUILT or Path(checkpoint).expanduser().is_dir():
+    if checkpoint in BUILT or Path(checkpoint).expanduser().is_dir():
+        with suppress(ConfigurationError):  # which the service's start tells
             preload(str(locate(checkpoint)))
 
 

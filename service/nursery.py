@@ -1,8 +1,9 @@
 """Children that start at once: a process that has imported their libraries, and done nothing else, forks them.
 
-Importing torch and transformers takes a core some seconds, more than all else that a lost encoder worker has to do
-again. The nursery has no thread of its own, no setting and no model, so what it forks is just past its imports; its
-pages are shared with its children. Linux only: `Nursery.of` gives None elsewhere, and children are started one by one.
+Importing torch, and transformers where it is needed, takes a core some seconds, more than all else that a lost encoder
+worker has to do again. The nursery has no thread of its own, no setting and no model, so what it forks is just past its
+imports; its pages are shared with its children. Linux only: `Nursery.of` gives None elsewhere, and children are started
+one by one.
 
 To the nursery goes a byte with a child's socket; back come frames [process id, None] for a birth and [process id, exit
 code] for a death. A dead child stays a zombie until the next birth, so that its id is no one else's before all know.
@@ -26,6 +27,7 @@ from service.frames import LENGTH, pack, unpack
 
 _EXIT_SECONDS = 1.0  # from end of file to SIGKILL
 
+# by their modules, until `of` takes them; the end of this process ends one that nobody took
 _launched: dict[tuple[str, ...], "Nursery"] = {}
 
 
@@ -76,8 +78,11 @@ class Nursery:
         """
         nursery = None if tuple(modules) in _launched else Nursery.of(modules)
         if nursery is not None:
-            nursery._launch()
-            _launched[tuple(modules)] = nursery
+            with contextlib.suppress(
+                OSError
+            ):  # no memory for a process: it is tried again, and told, when it is needed
+                nursery._launch()
+                _launched[tuple(modules)] = nursery
 
     async def bear(self, fd: int) -> Process:
         """A child of `service.child` on this socket. Raises ConnectionError where the nursery ended before that."""
@@ -109,10 +114,15 @@ class Nursery:
             await asyncio.to_thread(_end_process, process)
 
     def _launch(self) -> None:
-        self._connection, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair()
         with theirs:
             command, options = invocation(__name__, theirs, *self._modules)
-            self._process = subprocess.Popen(command, **options)
+            try:
+                self._process = subprocess.Popen(command, **options)
+            except OSError:
+                ours.close()
+                raise
+        self._connection = ours
 
     async def _open(self) -> None:
         if self._process is not None and self._process.poll() is not None:  # launched early, and gone since

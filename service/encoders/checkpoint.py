@@ -43,15 +43,14 @@ DECODER_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Families of decoders with RMS norms, rotary positions and a SiLU gate; see `fused` and `decoder`."""
 POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 """Families that count positions from the padding index on, so that many positions are lost."""
-# what a decoder is made of; transformers has other defaults for each family
-_DECODER_KEYS = (
+# of a decoder; transformers has other defaults for each family
+_DECODER_SIZES = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
     "num_attention_heads",
     "num_key_value_heads",
-    "rms_norm_eps",
 )
 # what a transformers version or a user's taste writes and no vector depends on
 _VOLATILE_CONFIG = frozenset(
@@ -387,17 +386,37 @@ def is_plain(path: Path) -> bool:
 
 
 def _is_plain_decoder(config: dict[str, Any]) -> bool:
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return (
-        config.get("model_type") in DECODER_FAMILIES
-        and config.get("hidden_act") == "silu"
-        and not {"auto_map", "quantization_config", "partial_rotary_factor"} & config.keys()
-        and not (config.get("sliding_window") and config.get("use_sliding_window", True))
-        and rope.keys() <= {"rope_theta", "rope_type", "type"}
-        and {rope.get("rope_type", "default"), rope.get("type", "default")} == {"default"}
-        and bool(rope.get("rope_theta") or config.get("rope_theta"))
-        and all(config.get(key) for key in _DECODER_KEYS)
+    family = config.get("model_type")
+    slides = config.get("sliding_window") and (
+        not str(family).startswith("qwen") or config.get("use_sliding_window", True)
     )
+    sizes = [config.get(key) for key in _DECODER_SIZES]
+    return (
+        family in DECODER_FAMILIES
+        and config.get("hidden_act") == "silu"
+        and config.get("is_causal", True) is True
+        and not {"auto_map", "quantization_config", "partial_rotary_factor"} & config.keys()
+        and not slides
+        and set(config.get("layer_types") or ["full_attention"]) == {"full_attention"}
+        and all(isinstance(size, int) and size > 0 for size in [*sizes, config.get("head_dim", 1)])
+        and isinstance(config.get("rms_norm_eps"), float)
+        and rope_theta(config) is not None
+    )
+
+
+def rope_theta(config: dict[str, Any]) -> float | None:
+    """The base of rotary positions; None where they are scaled, or where the config does not tell it in one way."""
+    bases = {config["rope_theta"]} if isinstance(config.get("rope_theta"), int | float) else set()
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = config.get(key) or {}
+        if not isinstance(rope, dict) or not rope.keys() <= {"rope_theta", "rope_type", "type"}:
+            return None
+        if [rope.get("rope_type", "default"), rope.get("type", "default")] != ["default"] * 2:
+            return None
+        if "rope_theta" in rope:
+            bases.add(rope["rope_theta"] if isinstance(rope["rope_theta"], int | float) else None)
+    (base,) = bases if len(bases) == 1 else (None,)
+    return base
 
 
 def _fingerprint(path: Path, config: dict[str, Any], settings: list[Any]) -> str:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from service.encoders.checkpoint import weight_files
+from service.encoders.checkpoint import rope_theta, weight_files
 from service.encoders.packed import Packing, packed_attention
 
 # what a language model has beyond its states
@@ -60,9 +60,9 @@ class _Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
             _linear(tensors, f"{name}.{each}_proj") for each in ("q", "k", "v", "o")
         )
-        has_norms = f"{name}.q_norm.weight" in tensors
         self.q_norm, self.k_norm = (
-            _norm(tensors, f"{name}.{each}_norm", config.rms_norm_eps) if has_norms else None for each in ("q", "k")
+            _norm(tensors, f"{name}.{each}_norm", config.rms_norm_eps) if config.has_head_norms else None
+            for each in ("q", "k")
         )
 
     def forward(self, x_1TD: Tensor, angles: tuple[Tensor, Tensor], packing: Packing) -> Tensor:
@@ -114,24 +114,28 @@ class Decoder(nn.Module):
         """Take over the tensors of a checkpoint, in one number format.
 
         Raises:
-            ValueError: one of another shape than the config has, or one that no part of this model takes.
-            KeyError: one that is missing.
+            ValueError: some are missing, of another shape than the config has, or of no part of this model.
         """
         super().__init__()
-        theta = (config.get("rope_parameters") or {}).get("rope_theta") or config["rope_theta"]
-        head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        self.config = SimpleNamespace(**config | {"head_dim": head_size})
-        left = dict(tensors)
-        for name in _UNUSED:
-            left.pop(name, None)
-        size, num_layers = config["hidden_size"], config["num_hidden_layers"]
-        self.embed_tokens = nn.Embedding(config["vocab_size"], size, _weight=left.pop("embed_tokens.weight"))
-        self.layers = nn.ModuleList(_Layer(self.config, left, f"layers.{i}") for i in range(num_layers))
-        self.norm = _norm(left, "norm", config["rms_norm_eps"])
-        self.rotary_emb = _Rotary(head_size, theta)
-        if left:
-            raise ValueError(f"{len(left)} weights are of no part of this model, {min(left)} first")
-        self._check_shapes()
+        family = config["model_type"]
+        self.config = SimpleNamespace(**{key: value for key, value in config.items() if value is not None})
+        self.config.head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        self.config.sliding_window = None  # one that is named is not used
+        self.config.has_head_norms = family == "qwen3"
+        # which of a layer's products have a bias: transformers' code of each family says it
+        self.config.attention_biases = {"qwen2": "qkv", "mistral": ""}.get(
+            family, "qkvo" if config.get("attention_bias") else ""
+        )
+        self.config.has_gate_biases = family == "llama" and bool(config.get("mlp_bias"))
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in _UNUSED}
+        _check_shapes(tensors, self.config)
+        num_layers, eps = config["num_hidden_layers"], config["rms_norm_eps"]
+        self.embed_tokens = nn.Embedding(*tensors["embed_tokens.weight"].shape, _weight=tensors["embed_tokens.weight"])
+        self.layers = nn.ModuleList(_Layer(self.config, tensors, f"layers.{i}") for i in range(num_layers))
+        self.norm = _norm(tensors, "norm", eps)
+        theta = rope_theta(config)
+        assert theta is not None, "it is plain"
+        self.rotary_emb = _Rotary(self.config.head_dim, theta)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -163,24 +167,35 @@ class Decoder(nn.Module):
             x_1TD = layer(x_1TD, angles, packing)
         return SimpleNamespace(last_hidden_state=self.norm(x_1TD))
 
-    def _check_shapes(self) -> None:
-        config: Any = self.config
-        size, gate_size = config.hidden_size, config.intermediate_size
-        query_size, key_size = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
-        expected = {
-            "embed_tokens.weight": (config.vocab_size, size),
-            "q_proj.weight": (query_size, size),
-            "k_proj.weight": (key_size, size),
-            "v_proj.weight": (key_size, size),
-            "o_proj.weight": (size, query_size),
-            "gate_proj.weight": (gate_size, size),
-            "up_proj.weight": (gate_size, size),
-            "down_proj.weight": (size, gate_size),
-        }
-        for name, parameter in self.named_parameters():
-            shape = expected.get(".".join(name.split(".")[-2:]))
-            if shape is not None and parameter.shape != shape:
-                raise ValueError(f"{name} is of shape {tuple(parameter.shape)}, the config says {shape}")
+
+def _check_shapes(tensors: dict[str, Tensor], config: Any) -> None:
+    """Raises ValueError unless these are exactly the weights of such a model."""
+    size, gate_size = config.hidden_size, config.intermediate_size
+    query_size, key_size = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    products = {
+        "self_attn.q_proj": (query_size, size),
+        "self_attn.k_proj": (key_size, size),
+        "self_attn.v_proj": (key_size, size),
+        "self_attn.o_proj": (size, query_size),
+        "mlp.gate_proj": (gate_size, size),
+        "mlp.up_proj": (gate_size, size),
+        "mlp.down_proj": (size, gate_size),
+    }
+    layer: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in products.items()}
+    with_bias = [f"self_attn.{each}_proj" for each in config.attention_biases]
+    if config.has_gate_biases:
+        with_bias += [name for name in products if name.startswith("mlp.")]
+    layer |= {f"{name}.bias": products[name][:1] for name in with_bias}
+    layer |= {f"{name}.weight": (size,) for name in ("input_layernorm", "post_attention_layernorm")}
+    if config.has_head_norms:
+        layer |= {f"self_attn.{each}_norm.weight": (config.head_dim,) for each in ("q", "k")}
+    expected: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (config.vocab_size, size), "norm.weight": (size,)}
+    for i in range(config.num_hidden_layers):
+        expected |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name):
+            raise ValueError(f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'no such weight')}")
 
 
 def read_decoder(path: Path, *, dtype: torch.dtype) -> Decoder:
@@ -190,19 +205,21 @@ def read_decoder(path: Path, *, dtype: torch.dtype) -> Decoder:
         path: its directory.
         dtype: of the products; where it is that of the files, weights are pages of theirs. Norms are float32.
     Raises:
-        ValueError, KeyError, SafetensorError: weights that do not fit the config, or files that are broken.
+        ValueError: weights that do not fit the config; safetensors and the file system have errors of their own.
     """
     tensors: dict[str, Tensor] = {}
     for file in weight_files(path):
-        for name, tensor in load_file(file).items():
-            is_norm = name.endswith("norm.weight")
-            tensors[name.removeprefix("model.")] = tensor.to(torch.float32 if is_norm else dtype)
+        for full_name, tensor in load_file(file).items():
+            name = full_name.removeprefix("model.")
+            if name in tensors:
+                raise ValueError(f"{name} is there twice")
+            tensors[name] = tensor.to(torch.float32 if name.endswith("norm.weight") else dtype)
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     return Decoder(config, tensors).requires_grad_(False).eval()
 
 
 def _linear(tensors: dict[str, Tensor], name: str) -> nn.Linear:
-    weight, bias = tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.bias", None)
+    weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
@@ -211,7 +228,7 @@ def _linear(tensors: dict[str, Tensor], name: str) -> nn.Linear:
 
 
 def _norm(tensors: dict[str, Tensor], name: str, eps: float) -> _Norm:
-    weight = tensors.pop(f"{name}.weight")
+    weight = tensors[f"{name}.weight"]
     norm = _Norm(len(weight), eps, device="meta")
     norm.weight = nn.Parameter(weight, requires_grad=False)
     return norm

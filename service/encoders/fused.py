@@ -8,7 +8,7 @@ worker holds that copy too. Behind the last attention only the last token of eac
 embedding.
 
 For a few families, on processors, in bfloat16 or, for a model in float32, with products in 16-bit integers;
-`TorchEncoder` compares it with transformers' own forward at load, and runs that for everything else. Numbers are as in
+`TorchEncoder` compares it with the model's own forward at load, and runs that for everything else. Numbers are as in
 `packed_forward`: the residual stream, norms, rotation and gate are float32.
 
 Products in bfloat16 are oneDNN's. They have at least `MIN_ROWS` rows, of filler where need be: it takes another kernel

@@ -226,8 +226,8 @@ class TorchEncoder:
     def check(self, token_ids: list[list[int]]) -> None:
         """Contract check: one text alone, through the model's own attention == in a batch == from the prefix cache.
 
-        Our own `Decoder` is held against itself, and by `probes` against what transformers' own code gave. A family for
-        which the fused layers are wrong falls back to transformers' own, one for which packing is to padding, one that
+        Our own `Decoder` has packed attention only; `probes` hold it against what transformers' code gave. A family for
+        which the fused layers are wrong falls back to the model's own, one for which packing is to padding, one that
         cannot continue from a prefix to whole texts, each with a warning.
 
         Args:
@@ -246,7 +246,10 @@ class TorchEncoder:
         forward = self._forward
         packed = self.encode(token_ids)
         if is_packed_only(self._model):
-            self._check_fused(fused, token_ids, packed)
+            single = np.concatenate([self.encode([ids]) for ids in token_ids])
+            if not self._agree(packed, single):
+                raise _depends_on_batch(family, packed, single)
+            self._check_fused(fused, token_ids, single)
             return
         if forward is packed_forward:
             self._model.set_attn_implementation("sdpa" if self._model._supports_sdpa else "eager")
@@ -261,11 +264,7 @@ class TorchEncoder:
         if forward is packed_forward and self._agree(self.encode(token_ids), single):
             log.warning("%s: packing changes its vectors, so batches are padded", family)
             return
-        worst = float((packed * single).sum(axis=1).min())
-        raise ConfigurationError(
-            f"contract check: a text's vector depends on its batch (cosine {worst:.5f}); "
-            f"the family {family} is not supported"
-        )
+        raise _depends_on_batch(family, packed, single)
 
     def _check_fused(self, fused: FusedDecoder | None, token_ids: list[list[int]], single: Embeddings) -> None:
         if fused is None:
@@ -302,6 +301,14 @@ class TorchEncoder:
 
     def _agree(self, left: Embeddings, right: Embeddings) -> bool:
         return bool((left * right).sum(axis=1).min() >= _MIN_SELF_COSINE.get(self.dtype, 0.995))
+
+
+def _depends_on_batch(family: str, packed: Embeddings, single: Embeddings) -> ConfigurationError:
+    worst = float((packed * single).sum(axis=1).min())
+    return ConfigurationError(
+        f"contract check: a text's vector depends on its batch (cosine {worst:.5f}); "
+        f"the family {family} is not supported"
+    )
 
 
 def _give_way() -> None:

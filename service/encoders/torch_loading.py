@@ -4,7 +4,6 @@ import logging
 from typing import TYPE_CHECKING, cast
 
 import torch
-from safetensors import SafetensorError
 
 from service.encoders.checkpoint import T5_FAMILIES, Checkpoint, is_plain, load_served, weight_files
 from service.encoders.decoder import read_decoder
@@ -98,12 +97,12 @@ def load_model(
     return cast("PreTrainedModel", model.to(device).eval())
 
 
-def _load_served_model(checkpoint: Checkpoint, dtype: torch.dtype, device: str, trust_remote_code: bool) -> "Model":
+def load_served_model(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str, trust_remote_code: bool) -> "Model":
     """Our own `Decoder` where that is enough, else as `load_model`, which also says what is wrong with weights."""
     if is_plain(checkpoint.path):
         try:
             return read_decoder(checkpoint.path, dtype=dtype).to(device)
-        except (ValueError, KeyError, SafetensorError) as error:
+        except Exception as error:  # transformers names the cause, if it cannot read them either
             log.warning("%s: read by transformers, as its weights are not as expected: %s", checkpoint.name, error)
     return load_model(checkpoint, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
@@ -142,7 +141,9 @@ def load_encoder(
     in_integers = choose_integers(dtype, device)
     if device == "cpu":
         settle_memory()
-    model = _load_served_model(checkpoint, choose_dtype(dtype, device), device, trust_remote_code)
+    model = load_served_model(
+        checkpoint, dtype=choose_dtype(dtype, device), device=device, trust_remote_code=trust_remote_code
+    )
     encoder = TorchEncoder(
         model,
         pooling=checkpoint.pooling,

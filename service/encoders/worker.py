@@ -25,7 +25,7 @@ from service.encoders.base import (
     TokenIds,
 )
 from service.encoders.checkpoint import is_plain
-from service.errors import DeadlineExceededError, EncoderError, NotReadyError
+from service.errors import ConfigurationError, DeadlineExceededError, EncoderError, NotReadyError
 from service.nursery import Nursery
 from service.supervised import ChildDiedError, Supervised
 
@@ -83,18 +83,17 @@ def build(config: dict[str, Any]) -> Worker:
 
 
 def preload(checkpoint_path: str) -> None:
-    """Begin to import what the next worker on torch needs, while this process goes on with its own imports.
-
-    Raises:
-        ConfigurationError: the checkpoint's files cannot be read.
-    """
+    """Begin to import what the next worker on torch needs, while this process goes on with its own imports."""
     Nursery.launch_early(_modules(checkpoint_path))
 
 
 def _modules(checkpoint_path: str) -> tuple[str, ...]:
-    """What a worker on torch imports for a checkpoint."""
+    """What a worker on torch imports for a checkpoint; for one that cannot be read, which the worker tells, nothing."""
     own = _TORCH.partition(":")[0]
-    return (own,) if is_plain(Path(checkpoint_path)) else (own, "transformers.models.auto.modeling_auto")
+    try:
+        return (own,) if is_plain(Path(checkpoint_path)) else (own, "transformers.models.auto.modeling_auto")
+    except ConfigurationError:
+        return (own,)
 
 
 class WorkerEncoder:

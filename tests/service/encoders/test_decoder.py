@@ -100,9 +100,20 @@ def test_encoder_on_a_decoder_gives_the_vectors_of_transformers(tmp_path: Path, 
         {"quantization_config": {"quant_method": "awq"}},
         {"auto_map": {"AutoModel": "code.Model"}},
         {"num_key_value_heads": None},
+        {"num_hidden_layers": "2"},
         {"rms_norm_eps": None},
+        {"rms_norm_eps": "1e-6"},
+        {"rope_parameters": []},
+        {"rope_parameters": "default"},
+        {"rope_parameters": {"rope_type": ["default"], "rope_theta": 1e4}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": "1e4"}},
+        {"rope_theta": 5.0},  # beside another in rope_parameters
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"sliding_window": 8, "use_sliding_window": False},  # llama and mistral have no such switch
+        {"layer_types": ["sliding_attention", "full_attention"]},
+        {"is_causal": False},
     ],
-    ids=lambda changes: "-".join(changes),
+    ids=str,
 )
 def test_checkpoint_that_asks_for_more_is_not_plain(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = write_plain_checkpoint(tmp_path)
@@ -125,22 +136,55 @@ def test_qwen2_window_that_is_not_used_is_plain(tmp_path: Path) -> None:
     path = write_plain_checkpoint(tmp_path, "qwen2")
     edit(path / "config.json", sliding_window=8, use_sliding_window=False)
     assert is_plain(path)
+    decoder = read_decoder(path, dtype=torch.float32)
+    assert decoder.config.sliding_window is None  # else it would not be fused
+
+
+FAULTS = ["embed_tokens.weight", "layers.1.mlp.up_proj.weight", "layers.0.self_attn.k_proj.bias", "norm.weight"]
 
 
 @pytest.mark.parametrize("fault", ["missing", "shape"])
-def test_weights_that_do_not_fit_are_refused(tmp_path: Path, fault: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("name", FAULTS)
+def test_weights_that_do_not_fit_are_refused(
+    tmp_path: Path, name: str, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
     path = write_plain_checkpoint(tmp_path)
     tensors = load_file(path / "model.safetensors")
-    name = next(each for each in tensors if each.endswith("layers.1.mlp.up_proj.weight"))
     tensor = tensors.pop(name)
     if fault == "shape":
         tensors[name] = tensor[:16].contiguous()
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        ConfigurationError, match=r"weights (are missing or of another shape, .*up_proj|cannot be loaded)"
-    ):
+    with pytest.raises(ConfigurationError, match=r"weights (are missing or of another shape|cannot be loaded)"):
         load_encoder(str(path), dtype="float32", device="cpu")
-    assert "read by transformers" in caplog.text
+    assert f"{name} is " in caplog.text
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_weights_that_the_config_does_not_ask_for_are_left_to_transformers(tmp_path: Path, family: str) -> None:
+    path = write_plain_checkpoint(tmp_path, family, **({"attention_bias": False} if family == "llama" else {}))
+    tensors = load_file(path / "model.safetensors")
+    extra = "layers.0.self_attn.o_proj.bias" if family != "qwen3" else "layers.0.self_attn.q_proj.bias"
+    save_file(tensors | {extra: torch.ones(32)}, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{extra} is .* expected no such weight"):
+        read_decoder(path, dtype=torch.float32)
+    load_encoder(str(path), dtype="float32", device="cpu")
+
+
+def test_decoder_reads_shards_and_the_names_of_a_language_model(tmp_path: Path) -> None:
+    path = write_plain_checkpoint(tmp_path)
+    expected = read_decoder(path, dtype=torch.float32).state_dict()
+    tensors = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    names = sorted(tensors)
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        shard = {f"model.{name}": tensors[name] for name in part} | (
+            {"lm_head.weight": torch.ones(2)} if number == 1 else {}
+        )
+        save_file(shard, path / f"model-0000{number}-of-00002.safetensors", metadata={"format": "pt"})
+    torch.testing.assert_close(read_decoder(path, dtype=torch.float32).state_dict(), expected, rtol=0, atol=0)
+    save_file({"norm.weight": torch.ones(32)}, path / "old.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"norm\.weight is there twice"):
+        read_decoder(path, dtype=torch.float32)
 
 
 def test_weights_of_another_part_are_read_by_transformers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

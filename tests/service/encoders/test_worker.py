@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 
+from service.encoders import worker
 from service.encoders.base import AsyncBackgroundEncoder, AsyncEncoder, Encoder
 from service.encoders.worker import LocalEncoder, Worker, WorkerEncoder
 from service.errors import ConfigurationError, EncoderError
@@ -216,6 +217,38 @@ def test_worker_torch_encoder_gives_the_embeddings_of_its_own_process(tmp_path):
             await encoder.stop()
 
     run(test)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_worker_takes_the_nursery_that_was_launched_for_its_checkpoint(tmp_path, is_plain):
+    from service import nursery
+    from tests.checkpoints import write_tiny_checkpoint
+    from tests.service.encoders.test_decoder import write_plain_checkpoint
+
+    path = (write_plain_checkpoint if is_plain else write_tiny_checkpoint)(tmp_path)
+
+    async def test():
+        worker.preload(str(path))
+        ((modules, early),) = nursery._launched.items()
+        assert ("transformers.models.auto.modeling_auto" in modules) is not is_plain
+        encoder = WorkerEncoder({"checkpoint_path": str(path)}, start_timeout_seconds=LIMIT_SECONDS)
+        assert not nursery._launched
+        await encoder.start()
+        try:
+            assert encoder._child._nursery is early
+            assert (await encoder.encode([[5, 6, 2]])).shape == (1, 32)
+        finally:
+            await encoder.stop()
+
+    run(test)
+
+
+def test_preload_of_what_is_no_checkpoint_leaves_the_error_to_the_worker(tmp_path, monkeypatch):
+    launched = []
+    monkeypatch.setattr(worker.Nursery, "launch_early", launched.append)
+    worker.preload(str(tmp_path))
+    assert launched == [("service.encoders.torch_loading",)]
 
 
 def test_worker_tells_of_shared_openings_and_that_a_lost_one_held_them(tmp_path):
