@@ -408,7 +408,7 @@ def rope_theta(config: dict[str, Any]) -> float | None:
     """The base of rotary positions; None where they are scaled, or where the config does not tell it in one way."""
     bases = {config["rope_theta"]} if isinstance(config.get("rope_theta"), int | float) else set()
     for key in ("rope_parameters", "rope_scaling"):
-        rope = config.get(key) or {}
+        rope = {} if config.get(key) is None else config[key]
         if not isinstance(rope, dict) or not rope.keys() <= {"rope_theta", "rope_type", "type"}:
             return None
         if [rope.get("rope_type", "default"), rope.get("type", "default")] != ["default"] * 2:
