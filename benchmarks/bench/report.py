@@ -87,6 +87,8 @@ def draw(works: Works, names: Sequence[str], path: Path, *, documents_limit: flo
         for title, work, key in LINES
         if key.endswith("/s") and work in works
     ]
+    if not panels:  # only works that are no speeds
+        return
     bars = [1 + len(found) for _, _, found in panels]
     drawn = Figure(figsize=(8, 0.35 * sum(bars) + 0.5 * len(panels)), layout="constrained")
     grid = drawn.subplots(len(panels), squeeze=False, height_ratios=bars)
