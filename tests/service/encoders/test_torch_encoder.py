@@ -127,6 +127,15 @@ def test_encode_in_background_gives_the_same_beside_other_batches() -> None:
             np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
+@pytest.mark.usefixtures("three_threads")
+def test_encode_in_background_leaves_no_thread_that_shared_a_product() -> None:
+    encoder = encoder_of("llama")
+    before = set(threading.enumerate())
+    encoder.encode_in_background(random_ids([8]))  # alone, on all threads
+    encoder.encode_in_background(random_ids([100, 100]))  # one row, as there are not 128 tokens for each of two
+    assert set(threading.enumerate()) == before
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux knows the priority of a thread")
 def test_encode_in_background_runs_at_low_priority_and_leaves_that_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = encoder_of("llama")
