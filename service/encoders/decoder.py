@@ -130,7 +130,8 @@ class Decoder(nn.Module):
         tensors = {name: tensor for name, tensor in tensors.items() if name not in _UNUSED}
         _check_shapes(tensors, self.config)
         num_layers, eps = config["num_hidden_layers"], config["rms_norm_eps"]
-        self.embed_tokens = nn.Embedding(*tensors["embed_tokens.weight"].shape, _weight=tensors["embed_tokens.weight"])
+        embeddings = tensors["embed_tokens.weight"]
+        self.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"], _weight=embeddings)
         self.layers = nn.ModuleList(_Layer(self.config, tensors, f"layers.{i}") for i in range(num_layers))
         self.norm = _norm(tensors, "norm", eps)
         theta = rope_theta(config)
