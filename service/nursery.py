@@ -78,9 +78,8 @@ class Nursery:
         """
         nursery = None if tuple(modules) in _launched else Nursery.of(modules)
         if nursery is not None:
-            with contextlib.suppress(
-                OSError
-            ):  # no memory for a process: it is tried again, and told, when it is needed
+            # without memory for a process it is tried again, and told, when it is needed
+            with contextlib.suppress(OSError):
                 nursery._launch()
                 _launched[tuple(modules)] = nursery
 
