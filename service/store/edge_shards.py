@@ -264,6 +264,8 @@ class EdgeShards:
         self, name: str, embeddings: NDArray[np.float32], options: dict[str, Any]
     ) -> list[list[tuple[dict[str, Any], float]]]:
         """Payload and score of the best points for each row; `options` are the fields of `SearchOptions`."""
+        shard = self._shard(name)
+        params = search_params(options, num_points=shard.info().points_count)
         requests = [
             edge.QueryRequest(
                 query=edge.Query.Nearest(row),
@@ -272,11 +274,11 @@ class EdgeShards:
                 filter=optional_edge_filter(options["filter"]),
                 score_threshold=options["score_threshold"],
                 with_payload=[*_WITHOUT_TEXT, "text"] if options["with_text"] else _WITHOUT_TEXT,
-                params=search_params(options),
+                params=params,
             )
             for row in embeddings.tolist()
         ]
-        found = self._shard(name).query_batch(edge.QueryBatchRequest(requests))
+        found = shard.query_batch(edge.QueryBatchRequest(requests))
         return [[(point.payload or {}, point.score) for point in points] for points in found]
 
     def scroll(
