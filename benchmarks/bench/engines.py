@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import ctypes
+import http.client
 import json
 import os
 import select
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import psutil
 from numpy.typing import NDArray
@@ -229,10 +229,15 @@ class Server(Process):
         self.start_seconds = time.perf_counter() - start
 
     def _is_ready(self) -> bool:
+        # not httpx, which reads the system's certificates for each call, on a core that the start needs
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
-            return httpx.get(f"http://127.0.0.1:{self.port}{self._health}", timeout=5).status_code == 200
-        except httpx.HTTPError:
+            connection.request("GET", self._health)
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
             return False
+        finally:
+            connection.close()
 
     def body(self, texts: list[str], *, kind: str = "document", instruction: str = "") -> bytes:
         """A request's body; only ours is told the kind and frames by itself."""
