@@ -77,9 +77,12 @@ def serve(demo: Annotated[bool, typer.Option("--demo", help="Also index the demo
     """Start the service; everything is set by EOSEEK_* variables."""
     settings = read_settings()
     if settings.encoder.checkpoint == "default":
-        _pull("default")
-    if settings.encoder.backend == "torch":
-        _preload(settings.encoder.checkpoint)
+        from service.encoders.pull import build
+
+        build("default", progress=note)
+    from service.encoders.worker import load_early
+
+    checkpoint = load_early(settings.encoder, settings.log_format)
     from eoseek.companion import DemoCompanion
     from service.app import run
 
@@ -91,20 +94,10 @@ def serve(demo: Annotated[bool, typer.Option("--demo", help="Also index the demo
             companion.start(url)
 
     try:
-        code = run(settings, on_ready=on_ready, on_stop=companion.interrupt)
+        code = run(settings, checkpoint=checkpoint, on_ready=on_ready, on_stop=companion.interrupt)
     finally:
         companion.stop()
     raise typer.Exit(code)
-
-
-def _preload(checkpoint: str) -> None:
-    """Let the worker's imports begin before our own, where the checkpoint is on this machine."""
-    from service.encoders.checkpoint import BUILT, locate
-    from service.encoders.worker import preload
-
-    if checkpoint in BUILT or Path(checkpoint).expanduser().is_dir():
-        with suppress(ConfigurationError):  # which the service's start tells
-            preload(str(locate(checkpoint)))
 
 
 @app.command()

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -38,7 +37,7 @@ from service.batching.cache import EmbeddingCache, SharedQueries
 from service.encoders.base import AsyncEncoder
 from service.encoders.checkpoint import Checkpoint, load_checkpoint
 from service.encoders.remote_encoder import RemoteEncoder
-from service.encoders.worker import WorkerEncoder
+from service.encoders.worker import WorkerEncoder, worker_options
 from service.errors import ConfigurationError, EoseekError, FingerprintMismatchError
 from service.ingest.guard import guarded
 from service.ingest.pipeline import IngestPipeline
@@ -123,9 +122,18 @@ def create_app(
     return app
 
 
-def run(settings: Settings, *, on_ready: OnReady | None = None, on_stop: OnStop | None = None) -> int:
-    """Serve until interrupted; returns an exit code and raises no ConfigurationError. Arguments as `server.serve`."""
-    app = create_app(settings)
+def run(
+    settings: Settings,
+    *,
+    checkpoint: Checkpoint | None = None,
+    on_ready: OnReady | None = None,
+    on_stop: OnStop | None = None,
+) -> int:
+    """Serve until interrupted; returns an exit code and raises no ConfigurationError.
+
+    Arguments as `create_app` and `server.serve` have them.
+    """
+    app = create_app(settings, checkpoint=checkpoint)
     return serve(
         app,
         settings.api,
@@ -327,27 +335,8 @@ def _open_encoder(settings: Settings, checkpoint: Checkpoint, metrics: Metrics) 
 
 
 def _worker_encoder(settings: EncoderSettings, checkpoint: Checkpoint, metrics: Metrics) -> WorkerEncoder:
-    options: dict[str, Any] = {
-        "checkpoint_path": str(checkpoint.path),
-        "dtype": settings.dtype,
-        "max_length": settings.max_length,
-        "trust_remote_code": settings.trust_remote_code,
-        "fingerprint": checkpoint.fingerprint,
-    }
-    if settings.backend == "vllm":
-        options |= {
-            "factory": "service.encoders.vllm_encoder:load_encoder",
-            "tensor_parallel": settings.tensor_parallel,
-            "memory_share": settings.memory_share,
-        }
-    else:
-        options |= {
-            "device": settings.device,
-            "threads": settings.threads,
-            "prefix_cache_tokens": settings.prefix_cache_tokens,
-        }
     return WorkerEncoder(
-        options,
+        worker_options(settings, checkpoint),
         start_timeout_seconds=settings.start_timeout_seconds,
         on_event=partial(metrics.count_child_event, "encoder"),
         on_prefixes=metrics.note_prefixes,

@@ -5,6 +5,8 @@ worker has to do again. The nursery has no thread of its own, no setting and no 
 imports; its pages are shared with its children. Linux only: `Nursery.of` gives None elsewhere, and children are started
 one by one.
 
+A launch ahead of all else may ask for the first child too, which then builds what it is told while the parent imports.
+
 To the nursery goes a byte with a child's socket; back come frames [process id, None] for a birth and [process id, exit
 code] for a death. A dead child stays a zombie until the next birth, so that its id is no one else's before all know.
 """
@@ -19,7 +21,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
 from service import child
@@ -60,7 +64,8 @@ class Nursery:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
         self._listener: asyncio.Task[None] | None = None
-        self._newborn: asyncio.Future[_Born] | None = None
+        self._awaited: deque[asyncio.Future[_Born]] = deque()  # births, in the order that they were asked for
+        self._first: _First | None = None
         self._alive: dict[int, _Born] = {}
 
     @staticmethod
@@ -83,21 +88,60 @@ class Nursery:
                 nursery._launch()
                 _launched[tuple(modules)] = nursery
 
-    async def bear(self, fd: int) -> Process:
-        """A child of `service.child` on this socket. Raises ConnectionError where the nursery ended before that."""
+    @staticmethod
+    def bear_early(modules: Sequence[str], hello: list[Any]) -> None:
+        """Let what was launched early for these modules, if anything was, bear a child as soon as it has imported.
+
+        It is the first one that `bear` gives, if that is then asked for with the same message.
+        """
+        nursery = _launched.get(tuple(modules))
+        if nursery is not None and nursery._first is None:
+            with contextlib.suppress(OSError):
+                ours, theirs = socket.socketpair()
+                nursery._first = _First(hello, ours)
+                with theirs:
+                    nursery._ask(theirs)
+                ours.sendall(pack(hello))
+
+    async def bear(self, hello: list[Any]) -> tuple[Process, socket.socket]:
+        """A child of `service.child` that is told this message, and the parent's end of its socket.
+
+        Raises ConnectionError where the nursery ended before that.
+        """
         async with self._birth:
             if self._listener is not None and self._listener.done():
                 await self.close()
             if self._listener is None:
                 await self._open()
-            assert self._connection is not None
-            self._newborn = asyncio.get_running_loop().create_future()
             try:
-                socket.send_fds(self._connection, [b"\0"], [fd])
-                return await self._newborn
+                return await self._next(hello)
             except BaseException:
-                await self.close()  # else what is still born would be taken for the next one
+                await self.close()  # it may hang in its imports
                 raise
+
+    async def _next(self, hello: list[Any]) -> tuple[Process, socket.socket]:
+        first, self._first = self._first, None
+        if first is not None and first.hello == hello:
+            with _closed_on_error(first.connection):
+                return await self._awaited[0], first.connection
+        if first is not None:
+            first.connection.close()  # which ends it
+            self._awaited[0].cancel()
+        ours, theirs = socket.socketpair()
+        with _closed_on_error(ours):
+            with theirs:
+                newborn: asyncio.Future[_Born] = asyncio.get_running_loop().create_future()
+                self._awaited.append(newborn)
+                self._ask(theirs)
+                process = await newborn
+            ours.setblocking(False)
+            await asyncio.get_running_loop().sock_sendall(ours, pack(hello))
+        return process, ours
+
+    def _ask(self, theirs: socket.socket) -> None:
+        """For a child at this socket."""
+        assert self._connection is not None
+        socket.send_fds(self._connection, [b"\0"], [theirs.fileno()])
 
     async def close(self) -> None:
         """End the nursery and with it what it bore. Repeating it does nothing."""
@@ -108,6 +152,9 @@ class Nursery:
         elif self._connection is not None:
             self._connection.close()
         self._connection = None
+        first, self._first = self._first, None
+        if first is not None:
+            first.connection.close()
         process, self._process = self._process, None
         if process is not None:
             await asyncio.to_thread(_end_process, process)
@@ -128,6 +175,8 @@ class Nursery:
             await self.close()
         if self._process is None:
             self._launch()
+        if self._first is not None:
+            self._awaited.append(asyncio.get_running_loop().create_future())
         reader, writer = await asyncio.open_unix_connection(sock=self._connection)
         self._listener = asyncio.create_task(self._listen(reader, writer), name="nursery")
 
@@ -141,16 +190,19 @@ class Nursery:
                     self._alive.pop(pid).end(exit_code)
                     continue
                 self._alive[pid] = _Born(pid)
-                assert self._newborn is not None
-                self._newborn.set_result(self._alive[pid])
+                newborn = self._awaited.popleft()
+                if not newborn.cancelled():
+                    newborn.set_result(self._alive[pid])
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
             writer.close()
             while self._alive:
                 self._alive.popitem()[1].end(-signal.SIGKILL)
-            if self._newborn is not None and not self._newborn.done():
-                self._newborn.set_exception(ConnectionError("the nursery ended"))
+            while self._awaited:
+                newborn = self._awaited.popleft()
+                if not newborn.cancelled():
+                    newborn.set_exception(ConnectionError("the nursery ended"))
 
 
 def _has_pidfd() -> bool:
@@ -162,6 +214,14 @@ def _has_pidfd() -> bool:
     except OSError:
         return False
     return True
+
+
+@dataclass(frozen=True)
+class _First:
+    """A child that was asked for ahead: what it was told, and the parent's end of its socket."""
+
+    hello: list[Any]
+    connection: socket.socket
 
 
 class _Born:
@@ -197,6 +257,15 @@ def invocation(module: str, connection: socket.socket, *arguments: str) -> tuple
     }
 
 
+@contextlib.contextmanager
+def _closed_on_error(connection: socket.socket) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
+
+
 def _end_process(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(_EXIT_SECONDS)
@@ -210,35 +279,39 @@ def main(fd: int, modules: Sequence[str]) -> NoReturn:
     child.leave_the_end_to_the_parent()
     connection = socket.socket(fileno=fd)
     connection.set_inheritable(False)
+    gc.disable()  # a tenth of the time that torch's import takes, for nothing
     for module in modules:
         with contextlib.suppress(Exception):
             importlib.import_module(module)
+    gc.enable()
     gc.freeze()  # else the collector writes to the pages that are shared
     running: dict[int, int] = {}  # process ids by a descriptor that is readable when the process is over
     dead: list[int] = []
-    while True:
-        readable, _, _ = select.select([fd, *running], [], [])
-        for each in readable:
-            if each != fd:
-                pid = running.pop(each)
-                os.close(each)
-                over = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-                assert over is not None
-                code = over.si_status if over.si_code == os.CLD_EXITED else -over.si_status
-                connection.sendall(pack([pid, code]))
-                dead.append(pid)
-                continue
-            asked, fds, _, _ = socket.recv_fds(connection, 1, 1)
-            if not asked:
-                _end(running.values(), dead)
-            while dead:
-                os.waitpid(dead.pop(), 0)
-            pid = os.fork()
-            if pid == 0:
-                _be_born(fds[0], [connection.detach(), *running])
-            os.close(fds[0])
-            running[os.pidfd_open(pid)] = pid
-            connection.sendall(pack([pid, None]))
+    with contextlib.suppress(ConnectionError):  # the parent left before it had read all
+        while True:
+            readable, _, _ = select.select([fd, *running], [], [])
+            for each in readable:
+                if each != fd:
+                    pid = running.pop(each)
+                    os.close(each)
+                    over = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+                    assert over is not None
+                    dead.append(pid)
+                    code = over.si_status if over.si_code == os.CLD_EXITED else -over.si_status
+                    connection.sendall(pack([pid, code]))
+                    continue
+                asked, fds, _, _ = socket.recv_fds(connection, 1, 1)
+                if not asked:
+                    raise ConnectionResetError
+                while dead:
+                    os.waitpid(dead.pop(), 0)
+                pid = os.fork()
+                if pid == 0:
+                    _be_born(fds[0], [connection.detach(), *running])
+                os.close(fds[0])
+                running[os.pidfd_open(pid)] = pid
+                connection.sendall(pack([pid, None]))
+    _end(running.values(), dead)
 
 
 def _end(running: Iterable[int], dead: Iterable[int]) -> NoReturn:

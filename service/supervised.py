@@ -176,8 +176,9 @@ class Supervised:
         child = None
         try:
             async with asyncio.timeout(self._start_timeout_seconds):
-                child = await _Child.spawn(self._name, self._hang_seconds, self._nursery)
-                status, *answer = await child.hello([*self._hello, current_format()])
+                hello = [*self._hello, current_format()]
+                child = await _Child.spawn(hello, self._name, self._hang_seconds, self._nursery)
+                status, *answer = await child.outcome()
         except TimeoutError:
             if child is not None:
                 await child.end(grace_seconds=0)
@@ -253,25 +254,26 @@ class _Child:
         self._writer = writer
 
     @classmethod
-    async def spawn(cls, name: str, hang_seconds: float | None, nursery: Nursery | None) -> "_Child":
+    async def spawn(cls, hello: list[Any], name: str, hang_seconds: float | None, nursery: Nursery | None) -> "_Child":
+        """A child that has been sent target, config and log format."""
+        if nursery is not None:
+            born, connection = await nursery.bear(hello)
+            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=_READ_LIMIT)
+            return cls(name, born, reader, writer, hang_seconds)
         ours, theirs = socket.socketpair()
         with theirs:
             reader, writer = await asyncio.open_unix_connection(sock=ours, limit=_READ_LIMIT)
             try:
-                process: Process
-                if nursery is not None:
-                    process = await nursery.bear(theirs.fileno())
-                else:
-                    command, options = invocation("service.child", theirs)
-                    process = await asyncio.create_subprocess_exec(*command, **options)
+                writer.write(pack(hello))
+                command, options = invocation("service.child", theirs)
+                process = await asyncio.create_subprocess_exec(*command, **options)
             except BaseException:
                 writer.close()
                 raise
         return cls(name, process, reader, writer, hang_seconds)
 
-    async def hello(self, message: list[Any]) -> list[Any]:
-        """Send target, config and log format; returns the outcome of the build."""
-        self._writer.write(pack(message))
+    async def outcome(self) -> list[Any]:
+        """Of the build."""
         _, *outcome = await self._receive()
         return outcome
 

@@ -7,14 +7,15 @@ then follows its family. Whatever would embed wrongly without an error is refuse
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tokenizers import Tokenizer
 
 from service.encoders.base import Pooling
 from service.encoders.card import CARD
+from service.encoders.plain import is_plain_decoder
 from service.encoders.prompt import DEFAULT_QUERY_TEMPLATE, Frame, TokenContract
 from service.errors import ConfigurationError
 from service.paths import cache_dir
@@ -39,19 +40,8 @@ _CLS_FAMILIES = frozenset(
 )
 T5_FAMILIES = frozenset({"t5", "mt5", "umt5"})
 """Families of which only the encoder is loaded."""
-DECODER_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Families of decoders with RMS norms, rotary positions and a SiLU gate; see `fused` and `decoder`."""
 POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet"})
 """Families that count positions from the padding index on, so that many positions are lost."""
-# of a decoder; transformers has other defaults for each family
-_DECODER_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-)
 # what a transformers version or a user's taste writes and no vector depends on
 _VOLATILE_CONFIG = frozenset(
     {
@@ -64,6 +54,9 @@ _VOLATILE_CONFIG = frozenset(
         "architectures",
     }
 )
+Digests: TypeAlias = dict[str, list[Any]]
+"""Of the large files by their names: what the file system said of each, and its sha256. A worker is handed them, so
+that it reads once more only what has changed."""
 _PROMPTS = "config_sentence_transformers.json"
 _SENTENCE_BERT = "sentence_bert_config.json"
 _KINDS: dict[Any, str] = {
@@ -91,6 +84,7 @@ class Checkpoint:
     instructions: dict[str, str]
     probes: dict[str, str]  # text to the vector recorded at export, see `service.encoders.probes`
     contract: TokenContract
+    digests: Digests = field(default_factory=dict)
 
     @property
     def default_instruction(self) -> str:
@@ -98,32 +92,46 @@ class Checkpoint:
         return self.contract.frame.default_instruction
 
 
-def load_checkpoint(name_or_path: str, *, max_length: int | None = None, trust_remote_code: bool = False) -> Checkpoint:
+def load_checkpoint(
+    name_or_path: str,
+    *,
+    max_length: int | None = None,
+    trust_remote_code: bool = False,
+    digests: Digests | None = None,
+) -> Checkpoint:
     """Open a checkpoint and check its contract.
 
     Args:
         name_or_path: `default`, a directory, or a hub name.
         max_length: limit in tokens instead of the checkpoint's own; at most what its positions reach.
         trust_remote_code: admit a checkpoint whose config names code of its own.
+        digests: of a `Checkpoint` that was opened here before.
     Raises:
         ConfigurationError: missing, incomplete, or of a kind that would embed wrongly; says what to do.
     """
     path = locate(name_or_path)
     try:
-        return _load(path, name_or_path, max_length, trust_remote_code)
+        return _load(path, name_or_path, max_length, trust_remote_code, digests or {})
     except ConfigurationError as error:
         raise type(error)(f"checkpoint {path}: {error.detail}") from error
 
 
 def load_served(
-    name_or_path: str, *, max_length: int | None, trust_remote_code: bool, fingerprint: str | None
+    name_or_path: str,
+    *,
+    max_length: int | None,
+    trust_remote_code: bool,
+    fingerprint: str | None,
+    digests: Digests | None,
 ) -> Checkpoint:
     """As `load_checkpoint`, for a worker, whose vectors belong to `fingerprint`; None takes whatever is there.
 
     Raises:
         ConfigurationError: also if it is another checkpoint by now; a worker that restarts must not embed with it.
     """
-    checkpoint = load_checkpoint(name_or_path, max_length=max_length, trust_remote_code=trust_remote_code)
+    checkpoint = load_checkpoint(
+        name_or_path, max_length=max_length, trust_remote_code=trust_remote_code, digests=digests
+    )
     if fingerprint not in (None, checkpoint.fingerprint):
         raise ConfigurationError(
             f"checkpoint {checkpoint.path} has changed: its fingerprint is {checkpoint.fingerprint}, "
@@ -132,7 +140,7 @@ def load_served(
     return checkpoint
 
 
-def _load(path: Path, asked_name: str, max_length: int | None, trust_remote_code: bool) -> Checkpoint:
+def _load(path: Path, asked_name: str, max_length: int | None, trust_remote_code: bool, known: Digests) -> Checkpoint:
     config = _read_json(path / "config.json")
     if "auto_map" in config and not trust_remote_code:
         raise ConfigurationError(
@@ -147,10 +155,11 @@ def _load(path: Path, asked_name: str, max_length: int | None, trust_remote_code
     eos_ids = _eos_ids(path, config, tokenizer) if pooling == "last_token" else None
     normalize = not modules or any(kind == "Normalize" for kind, _ in modules)
     is_path = Path(asked_name).expanduser().exists()
+    digests = _digests(path, known)
     return Checkpoint(
         path=path,
         name=_value(CARD, own, "name", str, None) or (path.name if is_path else asked_name),
-        fingerprint=_fingerprint(path, config, [pooling, normalize, frame.document_prefix, frame.lowercase]),
+        fingerprint=_fingerprint(config, [pooling, normalize, frame.document_prefix, frame.lowercase], digests),
         dimension=_text_config(config)["hidden_size"],
         max_length=limit,
         pooling=pooling,
@@ -159,6 +168,7 @@ def _load(path: Path, asked_name: str, max_length: int | None, trust_remote_code
         instructions=_strings(CARD, own, "instructions"),
         probes=_strings(CARD, own, "probes"),
         contract=TokenContract(tokenizer, frame, max_length=limit, eos_ids=eos_ids),
+        digests=digests,
     )
 
 
@@ -375,58 +385,37 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def is_plain(path: Path) -> bool:
-    """Whether a worker reads a checkpoint without transformers: see `service.encoders.decoder`.
+    """Whether a worker reads a checkpoint without transformers: see `service.encoders.plain`.
 
     Raises:
         ConfigurationError: its files cannot be read.
     """
     config = _without_null(_read_json(path / "config.json"))
     own = _read_json(path / CARD, optional=True)
-    return bool(own.get("probes")) and _pooling(config, _modules(path)) == "last_token" and _is_plain_decoder(config)
+    return bool(own.get("probes")) and _pooling(config, _modules(path)) == "last_token" and is_plain_decoder(config)
 
 
-def _is_plain_decoder(config: dict[str, Any]) -> bool:
-    family = config.get("model_type")
-    slides = config.get("sliding_window") and (
-        not str(family).startswith("qwen") or config.get("use_sliding_window", True)
-    )
-    sizes = [config.get(key) for key in _DECODER_SIZES]
-    return (
-        family in DECODER_FAMILIES
-        and config.get("hidden_act") == "silu"
-        and config.get("is_causal", True) is True
-        and not {"auto_map", "quantization_config", "partial_rotary_factor"} & config.keys()
-        and not slides
-        and set(config.get("layer_types") or ["full_attention"]) == {"full_attention"}
-        and all(isinstance(size, int) and size > 0 for size in [*sizes, config.get("head_dim", 1)])
-        and isinstance(config.get("rms_norm_eps"), float)
-        and rope_theta(config) is not None
-    )
+def _digests(path: Path, known: Digests) -> Digests:
+    """Of the tokenizer's files and the weights, in the order in which the fingerprint has them."""
+    tokenizer_files = [path / "tokenizer.json"] if (path / "tokenizer.json").exists() else sorted(path.glob("*.txt"))
+    digests: Digests = {}
+    for file in [*tokenizer_files, *weight_files(path)]:
+        status = file.stat()
+        stamp = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        *known_stamp, digest = known.get(file.name, [None])
+        if known_stamp != stamp:
+            with file.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+        digests[file.name] = [*stamp, digest]
+    return digests
 
 
-def rope_theta(config: dict[str, Any]) -> float | None:
-    """The base of rotary positions; None where they are scaled, or where the config does not tell it in one way."""
-    bases = {config["rope_theta"]} if isinstance(config.get("rope_theta"), int | float) else set()
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = {} if config.get(key) is None else config[key]
-        if not isinstance(rope, dict) or not rope.keys() <= {"rope_theta", "rope_type", "type"}:
-            return None
-        if [rope.get("rope_type", "default"), rope.get("type", "default")] != ["default"] * 2:
-            return None
-        if "rope_theta" in rope:
-            bases.add(rope["rope_theta"] if isinstance(rope["rope_theta"], int | float) else None)
-    (base,) = bases if len(bases) == 1 else (None,)
-    return base
-
-
-def _fingerprint(path: Path, config: dict[str, Any], settings: list[Any]) -> str:
+def _fingerprint(config: dict[str, Any], settings: list[Any], digests: Digests) -> str:
     """sha256 over all that a stored vector depends on, and nothing that it does not."""
     digest = hashlib.sha256()
     # a key set to null says what an absent one says
     stable = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG and value is not None}
     digest.update(json.dumps([settings, stable], sort_keys=True).encode())
-    tokenizer_files = [path / "tokenizer.json"] if (path / "tokenizer.json").exists() else sorted(path.glob("*.txt"))
-    for file in [*tokenizer_files, *weight_files(path)]:
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+    for each in digests.values():
+        digest.update(bytes.fromhex(each[-1]))
     return digest.hexdigest()

@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from service.encoders.checkpoint import rope_theta, weight_files
+from service.encoders.checkpoint import weight_files
 from service.encoders.packed import Packing, packed_attention
+from service.encoders.plain import rope_theta
 
 # what a language model has beyond its states
 _UNUSED = ("lm_head.weight", "rotary_emb.inv_freq")

@@ -35,8 +35,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from service.encoders.checkpoint import DECODER_FAMILIES
 from service.encoders.packed import Model, Packing, Prefix, is_packed_only, packed_attention
+from service.encoders.plain import DECODER_FAMILIES
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 MIN_ROWS = 40
 # of lengths in attention: its kernel adds up in such pieces, so a token's bits do not depend on where its text ends
 _MULTIPLE = 32
-_VERSION = 3  # of the arguments below and the layout of weights, as in kernels.c
+_VERSION = 4  # of the arguments below and the layout of weights, as in kernels.c
 _POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
 _ARGUMENTS = {
     "eoseek_add_norm": [_POINTER, _POINTER, _POINTER, _FLOAT, _POINTER, _LONG, _LONG, _INT],
@@ -52,6 +52,7 @@ _ARGUMENTS = {
     "eoseek_gate": [_POINTER, _POINTER, _LONG, _LONG, _INT],
 }
 _INTEGER_ARGUMENTS: dict[str, list[Any]] = {
+    "eoseek_pack": [*[_POINTER] * 3, *[_LONG] * 2],
     "eoseek_product": [*[_POINTER] * 7, *[_LONG] * 3],
     "eoseek_attend": [*[_POINTER] * 6, *[_LONG] * 5, _FLOAT],
 }
@@ -108,15 +109,16 @@ class _IntegerProduct:
     """Linear layers on the same input as one, in 16-bit integers: see `products.c`."""
 
     def __init__(self, kernels: ctypes.CDLL, *layers: nn.Linear) -> None:
-        weight = torch.cat([layer.weight.detach() for layer in layers])
-        self._columns, self._size = weight.shape
-        level, self._tile, columns = (_constant(kernels, f"product_{name}") for name in ("level", "rows", "columns"))
-        largest = weight.abs().amax(1)
-        rounded = (weight * (level / largest.clamp(min=1e-30))[:, None]).round().to(torch.int16)
-        # (columns of a tile, pairs of inputs): what one instruction multiplies lies together
-        pairs = rounded.view(-1, columns, self._size // 2, 2)
-        self._weight = pairs.transpose(1, 2).contiguous()
-        self._scales = (largest / level).contiguous()
+        self._size = layers[0].in_features
+        self._columns = sum(layer.out_features for layer in layers)
+        self._tile = _constant(kernels, "product_rows")
+        self._weight = torch.empty(self._columns, self._size, dtype=torch.int16)  # in the order of `eoseek_product`
+        self._scales = torch.empty(self._columns, dtype=torch.float32)
+        start = 0
+        for layer in layers:
+            own = slice(start, start := start + layer.out_features)
+            weight, packed, scales = layer.weight.detach().contiguous(), self._weight[own], self._scales[own]
+            kernels.eoseek_pack(weight.data_ptr(), packed.data_ptr(), scales.data_ptr(), *weight.shape)
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
         self._bias = torch.cat(biases) if biases else None
         assert self._bias is None or len(self._bias) == self._columns, "all layers have a bias, or none"

@@ -19,8 +19,8 @@
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma")))
 
-/* out = x * level / largest absolute value; gives the largest value / level */
-AVX2 static inline float round_row(const float *x, int16_t *out, float level, long size) {
+/* By what x is multiplied so that its largest absolute value is the level; `scale` is the largest value / level */
+AVX2 static inline float inverse_scale(const float *x, float level, long size, float *scale) {
   uint32_t largest = 0; /* of the bits without their sign, whose order is that of the values; a NaN's are the largest */
   for (long i = 0; i < size; i++) {
     uint32_t bits;
@@ -30,10 +30,16 @@ AVX2 static inline float round_row(const float *x, int16_t *out, float level, lo
   }
   float value;
   memcpy(&value, &largest, sizeof value);
+  *scale = value / level;
   float inverse = value > 0 ? level / value : 0;
-  inverse = inverse < 1e30f ? inverse : 0; /* what is as small as that is 0 */
+  return inverse < 1e30f ? inverse : 0; /* what is as small as that is 0 */
+}
+
+/* out = x * level / largest absolute value; gives the largest value / level */
+AVX2 static inline float round_row(const float *x, int16_t *out, float level, long size) {
+  float scale, inverse = inverse_scale(x, level, size, &scale);
   for (long i = 0; i < size; i++) out[i] = (int16_t)(int32_t)rintf(x[i] * inverse);
-  return value / level;
+  return scale;
 }
 
 /* Sums of `pairs` pairs of products: TILE_ROWS rows of x, `stride` apart, by TILE_COLUMNS columns, which lie as (pairs,

@@ -26,7 +26,7 @@
 
 /* of the functions' arguments, here, in products.c and in attention.c, and of the layout of weights: a library that was
  * built before they changed must not be called */
-const int eoseek_kernels_version = 3;
+const int eoseek_kernels_version = 4;
 
 typedef uint16_t bfloat16;
 typedef union {

@@ -15,7 +15,6 @@
 _Static_assert((int64_t)LEVEL * LEVEL * BLOCK <= INT32_MAX, "a block's sum fits");
 _Static_assert(BLOCK % 2 == 0, "pairs do not cross blocks");
 
-const int eoseek_product_level = LEVEL;
 const int eoseek_product_rows = TILE_ROWS;
 const int eoseek_product_columns = TILE_COLUMNS;
 
@@ -23,6 +22,20 @@ const int eoseek_product_columns = TILE_COLUMNS;
 int eoseek_has_products(void) {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+/* Weights, float32 (columns, size), as eoseek_product takes them, and the scales of its outputs */
+AVX2 void eoseek_pack(const float *weights, int16_t *packed, float *scales, long columns, long size) {
+#pragma omp parallel for schedule(static)
+  for (long column = 0; column < columns; column++) {
+    const float *x = weights + column * size;
+    float inverse = inverse_scale(x, LEVEL, size, scales + column);
+    int16_t *out = packed + column / TILE_COLUMNS * TILE_COLUMNS * size + column % TILE_COLUMNS * 2;
+    for (long k = 0; k < size; k += 2, out += 2 * TILE_COLUMNS) {
+      out[0] = (int16_t)(int32_t)rintf(x[k] * inverse);
+      out[1] = (int16_t)(int32_t)rintf(x[k + 1] * inverse);
+    }
+  }
 }
 
 /* TILE_COLUMNS outputs of all rows */

@@ -42,17 +42,23 @@ def pull(name: str = "default", *, progress: Progress | None = None) -> Path:
     Raises:
         ConfigurationError: it cannot be fetched, or what came is not what it should be.
     """
-    progress = progress or (lambda _: None)
-    if name not in BUILT:
+    if name in BUILT:
+        return load_checkpoint(str(build(name, progress=progress))).path
+    if progress:
         progress(f"fetching {name}")
-        return load_checkpoint(name).path
+    return load_checkpoint(name).path
+
+
+def build(name: str, *, progress: Progress | None = None) -> Path:
+    """As `pull` for a name of `BUILT`, but what is there already is left for its reader to check."""
+    progress = progress or (lambda _: None)
     path = built_path(name)
     adapter = None if BUILT[name] == BASE_NAME else ADAPTER
     if not path.is_dir() or (adapter is not None and _built_from(path) != adapter_sha256(adapter)):
         gguf = _base_gguf(progress)
         progress("converting the weights")
         _convert(gguf, path, adapter)
-    return load_checkpoint(str(path)).path
+    return path
 
 
 def adapter_sha256(adapter: Path) -> str:

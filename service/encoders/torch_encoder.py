@@ -84,8 +84,8 @@ class TorchEncoder:
         self._dimension = dimension
         self._row_tokens = row_tokens
         self._forward = packed_forward if enable_packing(model) else padded_forward
-        self._in_integers = in_integers
         self._fused = FusedDecoder.of(model, in_integers=in_integers) if pooling == "last_token" else None
+        self._in_integers = in_integers and self._fused is not None
         is_kept = prefix_cache_tokens >= MIN_TOKENS and pooling == "last_token" and self._forward is packed_forward
         self._prefixes = PrefixCache(prefix_cache_tokens) if is_kept and _can_continue(model) else None
         self._num_threads = torch.get_num_threads() if model.device.type == "cpu" else 1
@@ -210,7 +210,7 @@ class TorchEncoder:
                     embeddings = pool(last_ND, [1] * len(rests), "last_token").numpy()
                 else:
                     # next to integers the weights' own float32 is the wider format
-                    is_wider = is_widened and self.dtype != "int16"
+                    is_wider = is_widened and not self._in_integers
                     hidden_TD = self._forward(self._model, rests, is_widened=is_wider, **options)
                     embeddings = pool(hidden_TD, [len(ids) for ids in rests], self._pooling).cpu().numpy()
             for index, prefix in kept.items():
@@ -250,13 +250,14 @@ class TorchEncoder:
         family = self._model.config.model_type
         fused, self._fused = self._fused, None
         forward = self._forward
-        packed = self.encode(token_ids)
         if is_packed_only(self._model):
             single = np.concatenate([self.encode([ids]) for ids in token_ids])
-            if not self._agree(packed, single):
-                raise _depends_on_batch(family, packed, single)
-            self._check_fused(fused, token_ids, single)
+            if not self._check_fused(fused, token_ids, single):
+                packed = self.encode(token_ids)
+                if not self._agree(packed, single):
+                    raise _depends_on_batch(family, packed, single)
             return
+        packed = self.encode(token_ids)
         if forward is packed_forward:
             self._model.set_attn_implementation("sdpa" if self._model._supports_sdpa else "eager")
         self._forward = padded_forward
@@ -269,22 +270,25 @@ class TorchEncoder:
             return
         if forward is packed_forward and self._agree(self.encode(token_ids), single):
             log.warning("%s: packing changes its vectors, so batches are padded", family)
+            self._in_integers = False
             return
         raise _depends_on_batch(family, packed, single)
 
-    def _check_fused(self, fused: FusedDecoder | None, token_ids: list[list[int]], single: Embeddings) -> None:
+    def _check_fused(self, fused: FusedDecoder | None, token_ids: list[list[int]], single: Embeddings) -> bool:
+        """Whether there are fused layers that give a batch the vectors of single texts; they are taken then."""
         if fused is None:
-            return
+            return False
         cause = "change its vectors"
         try:
             self._fused = fused
             if self._agree(self.encode(token_ids), single):
-                return
+                return True
         except Exception as error:  # a trial, as below
             cause = f"fail ({type(error).__name__}: {error})"
-        self._fused = None
+        self._fused, self._in_integers = None, False
         family = self._model.config.model_type
         log.warning("%s: the fused layers %s, so the model's own encode", family, cause)
+        return False
 
     def _check_prefixes(self, token_ids: list[list[int]], prefixes: PrefixCache) -> bool:
         """Whether texts that continue from kept states get the vectors that they have alone."""

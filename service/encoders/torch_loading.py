@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from service.encoders.checkpoint import T5_FAMILIES, Checkpoint, is_plain, load_served, weight_files
+from service.encoders.checkpoint import T5_FAMILIES, Checkpoint, Digests, is_plain, load_served, weight_files
 from service.encoders.decoder import read_decoder
 from service.encoders.fused import has_integer_products
 from service.encoders.memory import settle_memory
@@ -116,6 +116,7 @@ def load_encoder(
     max_length: int | None = None,
     trust_remote_code: bool = False,
     fingerprint: str | None = None,
+    digests: Digests | None = None,
     prefix_cache_tokens: int = 0,
 ) -> TorchEncoder:
     """Load a checkpoint and run the contract check.
@@ -128,12 +129,17 @@ def load_encoder(
         max_length: as `load_checkpoint`.
         trust_remote_code: as `load_checkpoint`.
         fingerprint: what the caller's vectors belong to; None takes whatever is there.
+        digests: of the checkpoint, as the caller has opened it.
         prefix_cache_tokens: as `TorchEncoder`.
     Raises:
         ConfigurationError: the checkpoint cannot be served; says why.
     """
     checkpoint = load_served(
-        checkpoint_path, max_length=max_length, trust_remote_code=trust_remote_code, fingerprint=fingerprint
+        checkpoint_path,
+        max_length=max_length,
+        trust_remote_code=trust_remote_code,
+        fingerprint=fingerprint,
+        digests=digests,
     )
     if threads:
         torch.set_num_threads(threads)

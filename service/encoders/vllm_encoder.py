@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from service.encoders.base import Embeddings, TokenIds
-from service.encoders.checkpoint import load_served
+from service.encoders.checkpoint import Digests, load_served
 from service.encoders.probes import check_probes
 from service.errors import ConfigurationError, EncoderError
 
@@ -61,6 +61,7 @@ def load_encoder(
     max_length: int | None = None,
     trust_remote_code: bool = False,
     fingerprint: str | None = None,
+    digests: Digests | None = None,
     tensor_parallel: int = 1,
     memory_share: float = 0.9,
 ) -> VllmEncoder:
@@ -72,6 +73,7 @@ def load_encoder(
         max_length: as `load_checkpoint`.
         trust_remote_code: as `load_checkpoint`.
         fingerprint: what the caller's vectors belong to; None takes whatever is there.
+        digests: of the checkpoint, as the caller has opened it.
         tensor_parallel: GPUs that share the model.
         memory_share: of a GPU's memory that vLLM may take; of the main memory where it runs on processors.
     Raises:
@@ -82,7 +84,11 @@ def load_encoder(
             "EOSEEK_ENCODER__DTYPE is int16, which the vllm engine does not have; use auto, bfloat16 or float32"
         )
     checkpoint = load_served(
-        checkpoint_path, max_length=max_length, trust_remote_code=trust_remote_code, fingerprint=fingerprint
+        checkpoint_path,
+        max_length=max_length,
+        trust_remote_code=trust_remote_code,
+        fingerprint=fingerprint,
+        digests=digests,
     )
     # this process is the worker already; a further one would outlive it when it is killed
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

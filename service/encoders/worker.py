@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,16 @@ from service.encoders.base import (
     PrefixFigures,
     TokenIds,
 )
-from service.encoders.checkpoint import is_plain
+from service.encoders.checkpoint import BUILT, Checkpoint, is_plain, load_checkpoint, locate
 from service.errors import ConfigurationError, DeadlineExceededError, EncoderError, NotReadyError
+from service.logs import LogFormat
 from service.nursery import Nursery
 from service.supervised import ChildDiedError, Supervised
 
+if TYPE_CHECKING:  # the child has no settings of its own
+    from service.settings import EncoderSettings
+
+_BUILD = f"{__name__}:build"
 _TORCH = "service.encoders.torch_loading:load_encoder"
 
 
@@ -82,18 +87,57 @@ def build(config: dict[str, Any]) -> Worker:
     return Worker(getattr(importlib.import_module(module), function)(**options))
 
 
-def preload(checkpoint_path: str) -> None:
-    """Begin to import what the next worker on torch needs, while this process goes on with its own imports."""
-    Nursery.launch_early(_modules(checkpoint_path))
+def worker_options(settings: "EncoderSettings", checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a `WorkerEncoder` is to load."""
+    options: dict[str, Any] = {
+        "checkpoint_path": str(checkpoint.path),
+        "dtype": settings.dtype,
+        "max_length": settings.max_length,
+        "trust_remote_code": settings.trust_remote_code,
+        "fingerprint": checkpoint.fingerprint,
+        "digests": checkpoint.digests,
+    }
+    if settings.backend == "vllm":
+        return options | {
+            "factory": "service.encoders.vllm_encoder:load_encoder",
+            "tensor_parallel": settings.tensor_parallel,
+            "memory_share": settings.memory_share,
+        }
+    return options | {
+        "device": settings.device,
+        "threads": settings.threads,
+        "prefix_cache_tokens": settings.prefix_cache_tokens,
+    }
+
+
+def load_early(settings: "EncoderSettings", log_format: LogFormat) -> Checkpoint | None:
+    """Begin to load the worker of a checkpoint on this machine, while this process goes on with its own imports.
+
+    Returns:
+        The checkpoint, None where it is left to the service's start: with another engine, code of its own, a fetch
+        from the hub, or something wrong that the start then tells.
+    """
+    name = settings.checkpoint
+    is_here = name in BUILT or Path(name).expanduser().is_dir()
+    if settings.backend != "torch" or settings.trust_remote_code or not is_here:
+        return None
+    try:
+        modules = _modules(str(locate(name)))
+        Nursery.launch_early(modules)
+        checkpoint = load_checkpoint(name, max_length=settings.max_length)  # while the nursery imports
+    except ConfigurationError:
+        return None
+    Nursery.bear_early(modules, [_BUILD, worker_options(settings, checkpoint), log_format])
+    return checkpoint
 
 
 def _modules(checkpoint_path: str) -> tuple[str, ...]:
     """What a worker on torch imports for a checkpoint; for one that cannot be read, which the worker tells, nothing."""
-    own = _TORCH.partition(":")[0]
+    own = (_TORCH.partition(":")[0], __name__)
     try:
-        return (own,) if is_plain(Path(checkpoint_path)) else (own, "transformers.models.auto.modeling_auto")
+        return own if is_plain(Path(checkpoint_path)) else (*own, "transformers.models.auto.modeling_auto")
     except ConfigurationError:
-        return (own,)
+        return own
 
 
 class WorkerEncoder:
@@ -126,7 +170,7 @@ class WorkerEncoder:
         self._on_prefixes = on_prefixes or (lambda _: None)
         self._held_tokens = 0
         self._child = Supervised(
-            f"{__name__}:build",
+            _BUILD,
             options,
             name="the encoder worker",
             start_timeout_seconds=start_timeout_seconds,

@@ -217,15 +217,19 @@ def test_serve_wrong_setting_is_one_line_and_exit_code_2(eoseek, monkeypatch, na
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("variables", "is_early"), [({}, True), ({"BACKEND": "vllm"}, False)])
-def test_serve_begins_the_worker_s_imports_before_its_own(eoseek, monkeypatch, tmp_path, variables, is_early):
+def test_serve_begins_with_the_worker_before_its_own_imports(eoseek, monkeypatch, tmp_path):
     begun = []
-    monkeypatch.setattr("service.encoders.worker.preload", begun.append)
-    monkeypatch.setattr("service.app.run", lambda *_, **__: begun.append("run") or 0)
-    for name, value in ({"CHECKPOINT": str(tmp_path)} | variables).items():
-        monkeypatch.setenv(f"EOSEEK_ENCODER__{name}", value)
+
+    def load_early(settings, log_format):
+        begun.append((settings.checkpoint, log_format))
+        return "the checkpoint"
+
+    monkeypatch.setattr("service.encoders.worker.load_early", load_early)
+    monkeypatch.setattr("service.app.run", lambda *_, checkpoint, **__: begun.append(checkpoint) or 0)
+    monkeypatch.setenv("EOSEEK_ENCODER__CHECKPOINT", str(tmp_path))
+    monkeypatch.setenv("EOSEEK_LOG_FORMAT", "json")
     assert eoseek("serve")[0] == 0
-    assert begun == ([str(tmp_path)] if is_early else []) + ["run"]
+    assert begun == [(str(tmp_path), "json"), "the checkpoint"]
 
 
 KEY = "key-0123456789abcdef0123456789abcdef"

@@ -656,10 +656,106 @@ def test_supervised_nursery_launched_early_stop_before_the_start_leaves_no_proce
     run(test)
 
 
+def bear_early(*modules, **config):
+    """The processes of a nursery that is launched ahead and of the child that it bears ahead."""
+    early = launch_early(*modules)
+    Nursery.bear_early(modules, ["tests.fakes:build_echo", config, "text"])
+    while not early.children():
+        assert early.is_running()
+    return early, *early.children()
+
+
+@needs_linux
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_supervised_child_born_early_is_the_first_and_no_later_one(loop_factory):
+    early, born = bear_early("colorsys", mark="m")
+
+    async def test():
+        events = Events()
+        async with running(events, preload=["colorsys"], mark="m") as child:
+            assert child.pid == born.pid
+            assert psutil.Process().children(recursive=True) == [early, born]
+            assert await child.call("echo", 1) == [1]
+            os.kill(born.pid, signal.SIGKILL)
+            await events.until("restarted")
+            assert child.pid != born.pid
+            assert await child.call("parent_pid") == early.pid
+            assert await child.call("echo", 2) == [2]
+        assert psutil.Process().children(recursive=True) == []
+
+    run(test, loop_factory)
+
+
+@needs_linux
+def test_supervised_child_born_early_with_another_config_is_ended():
+    early, born = bear_early("colorsys", mark="m")
+
+    async def test():
+        async with running(preload=["colorsys"], mark="another") as child:
+            assert await child.call("parent_pid") == early.pid
+            assert child.pid != born.pid
+            assert await child.call("echo", 1) == [1]
+        assert psutil.Process().children(recursive=True) == []
+
+    run(test)
+
+
+@needs_linux
+def test_supervised_child_born_early_that_cannot_be_built_fails_the_start():
+    early, _ = bear_early("colorsys", build="refuse")
+
+    async def test():
+        with pytest.raises(ConfigurationError, match="the config asks for it"):
+            await make(preload=["colorsys"], build="refuse").start()
+        assert not is_alive(early.pid)
+
+    run(test)
+
+
+@needs_linux
+def test_supervised_child_born_early_that_hangs_ends_with_the_start_timeout():
+    bear_early("colorsys", build="hang")
+
+    async def test():
+        with pytest.raises(ConfigurationError, match="did not start within 1 s"):
+            await make(start_timeout_seconds=1.0, preload=["colorsys"], build="hang").start()
+        assert psutil.Process().children(recursive=True) == []
+
+    run(test)
+
+
+@needs_linux
+def test_supervised_child_born_early_and_never_used_ends_with_its_nursery():
+    early, born = bear_early("colorsys")
+    asyncio.run(make(preload=["colorsys"]).stop())
+    assert not is_alive(early.pid)
+    assert not is_alive(born.pid)
+
+
+@needs_linux
+def test_supervised_child_born_early_and_killed_fails_the_start():
+    _, born = bear_early("colorsys", build="hang")
+    born.kill()
+
+    async def test():
+        with pytest.raises(ConfigurationError, match="ended with exit code -9 while it started"):
+            await make(preload=["colorsys"], build="hang").start()
+        assert psutil.Process().children(recursive=True) == []
+
+    run(test)
+
+
+def test_supervised_child_is_born_early_by_what_was_launched_only():
+    before = psutil.Process().children()
+    Nursery.bear_early(["colorsys"], ["tests.fakes:build_echo", {}, "text"])
+    assert psutil.Process().children() == before
+
+
 PARENT_OF_EARLY = """
 from service.nursery import Nursery
 
 Nursery.launch_early(["colorsys"])
+Nursery.bear_early(["colorsys"], ["tests.fakes:build_echo", {}, "text"])
 print("launched", flush=True)
 input()
 """

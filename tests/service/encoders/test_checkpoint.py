@@ -1,4 +1,6 @@
+import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from service.encoders.checkpoint import load_checkpoint
 from service.errors import ConfigurationError
+from service.frames import LENGTH, pack, unpack
 from tests.checkpoints import FAMILIES, byte_tokenizer, write_tiny_checkpoint
 
 
@@ -113,6 +116,37 @@ def test_fingerprint_ignores_what_no_vector_depends_on(tiny: Path) -> None:
     edit(tiny / "config.json", transformers_version="9.9", dtype="float16", use_cache=False)
     assert load_checkpoint(str(tiny), max_length=50).fingerprint == before
     assert load_checkpoint(str(tiny.rename(tiny.with_name("moved")))).fingerprint == before
+
+
+def test_fingerprint_with_known_digests_reads_only_what_has_changed(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    digest_of = hashlib.file_digest
+
+    def file_digest(content: Any, kind: str) -> Any:
+        read.append(Path(content.name).name)
+        return digest_of(content, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    first = load_checkpoint(str(tiny))
+    assert read == ["tokenizer.json", "model.safetensors"]
+    again = load_checkpoint(str(tiny), digests=unpack(pack(first.digests)[LENGTH.size :]))  # as a worker gets them
+    assert (again.fingerprint, again.digests) == (first.fingerprint, first.digests)
+    assert len(read) == 2
+
+    weights = tiny / "model.safetensors"
+    status, content = weights.stat(), weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))  # of the same size and date
+    changed = load_checkpoint(str(tiny), digests=first.digests)
+    assert read[2:] == ["model.safetensors"]
+    assert changed.fingerprint == load_checkpoint(str(tiny)).fingerprint != first.fingerprint
+
+
+def test_fingerprint_with_known_digests_of_another_checkpoint_is_its_own(tiny: Path, tmp_path: Path) -> None:
+    other = load_checkpoint(str(write_tiny_checkpoint(tmp_path / "other", "mistral")))
+    assert load_checkpoint(str(tiny), digests=other.digests).fingerprint == load_checkpoint(str(tiny)).fingerprint
 
 
 def test_max_length_is_bounded_by_the_positions(tiny: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from service.encoders.checkpoint import DECODER_FAMILIES, is_plain, load_checkpoint
+from service.encoders.checkpoint import is_plain, load_checkpoint
 from service.encoders.decoder import Decoder, read_decoder
 from service.encoders.packed import Prefix, enable_packing, packed_forward
+from service.encoders.plain import DECODER_FAMILIES
 from service.encoders.probes import encode_probes
 from service.encoders.torch_loading import load_encoder
 from service.errors import ConfigurationError

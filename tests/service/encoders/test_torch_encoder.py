@@ -133,7 +133,7 @@ def test_encode_in_background_leaves_no_thread_that_shared_a_product() -> None:
     before = set(threading.enumerate())
     encoder.encode_in_background(random_ids([8]))  # alone, on all threads
     encoder.encode_in_background(random_ids([100, 100]))  # one row, as there are not 128 tokens for each of two
-    assert set(threading.enumerate()) == before
+    assert not set(threading.enumerate()) - before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux knows the priority of a thread")

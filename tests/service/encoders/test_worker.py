@@ -11,8 +11,9 @@ import pytest
 
 from service.encoders import worker
 from service.encoders.base import AsyncBackgroundEncoder, AsyncEncoder, Encoder
-from service.encoders.worker import LocalEncoder, Worker, WorkerEncoder
+from service.encoders.worker import LocalEncoder, Worker, WorkerEncoder, worker_options
 from service.errors import ConfigurationError, EncoderError
+from service.settings import EncoderSettings
 from tests.fakes import (
     CRASH_ID,
     DIE_ID,
@@ -221,22 +222,27 @@ def test_worker_torch_encoder_gives_the_embeddings_of_its_own_process(tmp_path):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("is_plain", [True, False])
-def test_worker_takes_the_nursery_that_was_launched_for_its_checkpoint(tmp_path, is_plain):
+def test_worker_that_was_loaded_early_is_the_one_that_starts(tmp_path, monkeypatch, is_plain):
     from service import nursery
     from tests.checkpoints import write_tiny_checkpoint
     from tests.service.encoders.test_decoder import write_plain_checkpoint
 
     path = (write_plain_checkpoint if is_plain else write_tiny_checkpoint)(tmp_path)
+    asked, ask = [], nursery.Nursery._ask
+    monkeypatch.setattr(nursery.Nursery, "_ask", lambda self, theirs: ask(self, theirs) or asked.append(theirs))
 
     async def test():
-        worker.preload(str(path))
+        settings = EncoderSettings(checkpoint=str(path))
+        checkpoint = worker.load_early(settings, "text")
+        assert checkpoint.path == path
         ((modules, early),) = nursery._launched.items()
         assert ("transformers.models.auto.modeling_auto" in modules) is not is_plain
-        encoder = WorkerEncoder({"checkpoint_path": str(path)}, start_timeout_seconds=LIMIT_SECONDS)
+        encoder = WorkerEncoder(worker_options(settings, checkpoint), start_timeout_seconds=LIMIT_SECONDS)
         assert not nursery._launched
         await encoder.start()
         try:
             assert encoder._child._nursery is early
+            assert len(asked) == 1
             assert (await encoder.encode([[5, 6, 2]])).shape == (1, 32)
         finally:
             await encoder.stop()
@@ -244,11 +250,24 @@ def test_worker_takes_the_nursery_that_was_launched_for_its_checkpoint(tmp_path,
     run(test)
 
 
-def test_preload_of_what_is_no_checkpoint_leaves_the_error_to_the_worker(tmp_path, monkeypatch):
-    launched = []
+@pytest.mark.parametrize(
+    ("settings", "num_launched"),
+    [
+        ({"backend": "vllm"}, 0),
+        ({"backend": "remote", "urls": ("http://127.0.0.1:1/v1",)}, 0),
+        ({"trust_remote_code": True}, 0),
+        ({"checkpoint": "organisation/on-the-hub"}, 0),
+        ({"checkpoint": "eoseek-smollm2-135m"}, 0),  # not built yet
+        ({}, 1),  # the directory is empty
+    ],
+)
+def test_worker_that_cannot_be_loaded_early_is_left_to_the_start(tmp_path, monkeypatch, settings, num_launched):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    launched, asked = [], []
     monkeypatch.setattr(worker.Nursery, "launch_early", launched.append)
-    worker.preload(str(tmp_path))
-    assert launched == [("service.encoders.torch_loading",)]
+    monkeypatch.setattr(worker.Nursery, "bear_early", lambda *child: asked.append(child))
+    assert worker.load_early(EncoderSettings(**{"checkpoint": str(tmp_path), **settings}), "text") is None
+    assert (len(launched), asked) == (num_launched, [])
 
 
 def test_worker_tells_of_shared_openings_and_that_a_lost_one_held_them(tmp_path):
