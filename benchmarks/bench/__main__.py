@@ -25,7 +25,7 @@ from benchmarks.bench.engines import EngineError
 from benchmarks.bench.environments import FOLDER, OWN, PEERS
 from benchmarks.bench.goals import goals
 from benchmarks.bench.limit import flop_per_token
-from benchmarks.bench.own import growth, prepared_store, starts, store_alone
+from benchmarks.bench.own import growth, prepared_store, searches, starts
 from benchmarks.bench.report import MARKS, draw, tables, write_page
 from benchmarks.bench.runner import LIMIT, Runner, progress
 from benchmarks.bench.workload import QUICK, Sizes, Workload, make, read
@@ -145,9 +145,10 @@ def measure(
         if OWN in options.engines and any(work.side == "http" for work in chosen):
             prepared_store(bench, store, options.stored, options.threads)
         for work in chosen:
-            found[work.name] = runner.run(work, specs)
-        if "search" in found:
-            found["search"]["store alone"] = store_alone(bench, folder / "alone", options.stored, options.threads)
+            if work.name == "search" and OWN in options.engines:
+                found[work.name] = searches(runner, folder / "alone", options.stored, options.threads)
+            else:
+                found[work.name] = runner.run(work, specs)
         runner.stop()
         if OWN in options.engines and "start" in options.works:
             found["start"] = starts(bench, options.rounds, options.threads, store)

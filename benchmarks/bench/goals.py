@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from benchmarks.bench.works import ENCODER_ALONE, STORE_ALONE
+
 Works = dict[str, dict[str, dict[str, Any]]]
 HTTP_PEERS = ("vllm", "infinity", "infinity bfloat16")
 MIN_COSINE = 0.995
@@ -83,7 +85,7 @@ def at_most(name: str, ours: float | None, theirs: float | None, limit: float) -
 
 def _search(figures: Figures) -> Goal:
     measured = figures.get("search", "eoseek", "p50 ms")
-    parts = figures.get("single", "eoseek", "p50 ms"), figures.get("search", "store alone", "p50 ms")
+    parts = [figures.get("search", name, "p50 ms") for name in (ENCODER_ALONE, STORE_ALONE)]
     name = "/search p50, one client"
     if measured is None or parts[0] is None or parts[1] is None:
         return Goal(name, _shown(measured, " ms"), "encode alone + search alone + 2 ms", None)

@@ -5,8 +5,8 @@ from typing import Any
 
 from benchmarks.bench.engines import Child, Server
 from benchmarks.bench.environments import interpreter
-from benchmarks.bench.runner import Outcome, progress, summary, take_turns
-from benchmarks.bench.works import OURS, Bench, Result
+from benchmarks.bench.runner import Outcome, Runner, progress, take_turns
+from benchmarks.bench.works import ENCODER_ALONE, OURS, STORE_ALONE, WORKS, Bench, Result, encode_searches
 
 SEARCHES = 200
 GROWTH, GROWTH_QUICK = (1_000, 10_000, 100_000, 1_000_000), (1_000, 5_000)
@@ -19,10 +19,19 @@ def prepared_store(bench: Bench, path: Path, count: int, threads: int) -> None:
     _in_store(bench, path, threads, "fill", count=count)
 
 
-def store_alone(bench: Bench, path: Path, count: int, threads: int) -> Outcome:
-    """Exact search in a store of the same size, without the service."""
-    _in_store(bench, path, threads, "fill", count=count)
-    return summary([{"latencies": _in_store(bench, path, threads, "search", searches=SEARCHES)}])
+def searches(runner: Runner, path: Path, count: int, threads: int) -> dict[str, Outcome]:
+    """`/search`, and in turn what it is held against: those queries encoded and as many documents searched alone."""
+    _in_store(runner.bench, path, threads, "fill", count=count)
+
+    def measure(name: str, number: int) -> Result:
+        if name == STORE_ALONE:
+            return {"latencies": _in_store(runner.bench, path, threads, "search", searches=SEARCHES)}
+        if name == ENCODER_ALONE:
+            return runner.turn(OURS, "offline", encode_searches, number)
+        return runner.turn(OURS, "http", WORKS["search"].measure, number)
+
+    names = [OURS.name, ENCODER_ALONE, STORE_ALONE]
+    return take_turns(names, runner.bench.workload.num_rounds, measure, work="search")
 
 
 def growth(bench: Bench, path: Path, threads: int, *, is_quick: bool) -> dict[str, Outcome]:

@@ -17,7 +17,7 @@ from benchmarks.bench.engines import Child, EngineError, Offline, Process, Serve
 from benchmarks.bench.environments import OWN, InstallError, build, interpreter
 from benchmarks.bench.load import RequestError, closed
 from benchmarks.bench.workload import INSTRUCTION
-from benchmarks.bench.works import CLIENTS, EMBEDDINGS, THEIRS, Bench, Result, Work, as_multiplied
+from benchmarks.bench.works import CLIENTS, EMBEDDINGS, THEIRS, Bench, Measure, Result, Work, as_multiplied
 
 FREE_BYTES = 4 * 2**30
 LIMIT, LIMIT_SECONDS = "limit", 2.0
@@ -66,6 +66,10 @@ def summary(rounds: list[Result]) -> Outcome:
     return {"rounds": rounds, "medians": medians}
 
 
+def _limit(_bench: Bench, engine: Any, _number: int) -> Result:
+    return {"GFLOP/s": engine.call("measure", seconds=LIMIT_SECONDS)}
+
+
 class Runner:
     """Holds the engines that have been started."""
 
@@ -97,19 +101,21 @@ class Runner:
             by_name = {LIMIT: LIMITER} | by_name
 
         def measure(name: str, number: int) -> Result:
-            engine = self.engine(by_name[name], work.side)
-            engine.resume()
-            try:
-                if name == LIMIT:
-                    return {"GFLOP/s": engine.call("measure", seconds=LIMIT_SECONDS)}
-                return work.measure(self.bench, engine, number)
-            except (EngineError, RequestError):
-                self._engines.pop((name, work.side)).stop()  # the next work has a new one
-                raise
-            finally:
-                engine.suspend()
+            return self.turn(by_name[name], work.side, _limit if name == LIMIT else work.measure, number)
 
         return take_turns(list(by_name), self.bench.workload.num_rounds, measure, work=work.name)
+
+    def turn(self, spec: Spec, side: str, measure: Measure, number: int) -> Result:
+        """One measurement of one engine. Raises EngineError and RequestError."""
+        engine = self.engine(spec, side)
+        engine.resume()
+        try:
+            return measure(self.bench, engine, number)
+        except (EngineError, RequestError):
+            self._engines.pop((spec.name, side)).stop()  # the next work has a new one
+            raise
+        finally:
+            engine.suspend()
 
     def engine(self, spec: Spec, side: str) -> Any:
         """Started and warm; it may be suspended. Raises EngineError, each time, once it could not be started."""

@@ -83,6 +83,8 @@ class Bench:
 
 
 Measure = Callable[[Bench, Any, int], Result]
+ENCODER_ALONE, STORE_ALONE = "encoder alone", "store alone"
+"""What `/search` is held against."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,11 @@ def single_queries(bench: Bench, engine: Offline, number: int) -> Result:
     prompts = bench.prompts(texts, "query", "")
     encoded = engine.encode(texts if engine.spec.frames_prompts else prompts, kind="query", one_by_one=True)
     return {"latencies": encoded.seconds} | bench.lowest_cosine(prompts, encoded.embeddings)
+
+
+def encode_searches(bench: Bench, engine: Offline, number: int) -> Result:
+    """The queries of `searches`, in process."""
+    return {"latencies": engine.encode(bench.workload.texts("searches", number), kind="query", one_by_one=True).seconds}
 
 
 def http_queries(name: str, instruction: str) -> Measure:

@@ -36,7 +36,8 @@ async def embed_texts(
     tokenize = tokenizer_for(
         services.checkpoint, texts, body.kind, instruction=body.instruction, truncate=body.truncate
     )
-    embedded = await embed(request, services, services.served.main, body.kind, tokenize)
+    num_chars = sum(map(len, [*texts, body.instruction or ""]))
+    embedded = await embed(request, services, services.served.main, body.kind, tokenize, num_chars=num_chars)
     embeddings = cut_dimensions(embedded.embeddings, body.dimensions)
     return vectors_response(
         {

@@ -45,7 +45,8 @@ async def create_embeddings(
         if token_ids
         else tokenizer_for(services.checkpoint, texts, kind, instruction=instruction, truncate=False)
     )
-    embedded = await embed(request, services, services.served.main, kind, tokenize)
+    num_chars = sum(map(len, [*texts, *token_ids, instruction or ""]))
+    embedded = await embed(request, services, services.served.main, kind, tokenize, num_chars=num_chars)
     rows = on_wire(cut_dimensions(embedded.embeddings, body.dimensions), body.encoding_format)
     num_tokens = embedded.tokenized.num_tokens
     return vectors_response(

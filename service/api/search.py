@@ -47,7 +47,8 @@ async def search(
     collection = await services.collections.check(caller.check(services.name_of(body.collection)))
     served = collection.served
     tokenize = tokenizer_for(served.checkpoint, texts, "query", instruction=body.instruction, truncate=body.truncate)
-    embedded = await embed(request, services, served, "query", tokenize)
+    num_chars = sum(map(len, [*texts, body.instruction or ""]))
+    embedded = await embed(request, services, served, "query", tokenize, num_chars=num_chars)
     search_started = time.monotonic()
     hits = await services.store.search_batch(collection.physical_name, embedded.embeddings, options)
     search_seconds = time.monotonic() - search_started
