@@ -135,7 +135,8 @@ class Nursery:
                 self._ask(theirs)
                 process = await newborn
             ours.setblocking(False)
-            await asyncio.get_running_loop().sock_sendall(ours, pack(hello))
+            with contextlib.suppress(ConnectionError):  # it died just then, and its end is read as that of any other
+                await asyncio.get_running_loop().sock_sendall(ours, pack(hello))
         return process, ours
 
     def _ask(self, theirs: socket.socket) -> None:
@@ -155,6 +156,7 @@ class Nursery:
         first, self._first = self._first, None
         if first is not None:
             first.connection.close()
+        self._awaited.clear()  # what nobody listened for
         process, self._process = self._process, None
         if process is not None:
             await asyncio.to_thread(_end_process, process)

@@ -55,7 +55,7 @@ class Supervised:
             target: "module:function"; in the child `function(config)` builds the handler.
             config: plain values, see `frames.pack`.
             name: what messages and logs call the child.
-            start_timeout_seconds: limit for spawning the process and building the handler.
+            start_timeout_seconds: limit from `start`, or a restart, until the handler is built.
             max_backoff_seconds: longest pause between restarts; a child that lived longer, or had answered calls for a
                 second, is restarted at once.
             hang_seconds: a child that has answered nothing for so long while calls wait is killed, and started again;
@@ -258,7 +258,12 @@ class _Child:
         """A child that has been sent target, config and log format."""
         if nursery is not None:
             born, connection = await nursery.bear(hello)
-            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=_READ_LIMIT)
+            try:
+                reader, writer = await asyncio.open_unix_connection(sock=connection, limit=_READ_LIMIT)
+            except BaseException:
+                connection.close()
+                born.kill()
+                raise
             return cls(name, born, reader, writer, hang_seconds)
         ours, theirs = socket.socketpair()
         with theirs:

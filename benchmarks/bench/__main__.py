@@ -25,7 +25,7 @@ from benchmarks.bench.engines import EngineError
 from benchmarks.bench.environments import FOLDER, OWN, PEERS
 from benchmarks.bench.goals import goals
 from benchmarks.bench.limit import flop_per_token
-from benchmarks.bench.own import growth, prepared_store, searches, starts
+from benchmarks.bench.own import growth, prepared_store, search_and_parts, starts
 from benchmarks.bench.report import MARKS, draw, tables, write_page
 from benchmarks.bench.runner import LIMIT, Runner, progress
 from benchmarks.bench.workload import QUICK, Sizes, Workload, make, read
@@ -146,7 +146,7 @@ def measure(
             prepared_store(bench, store, options.stored, options.threads)
         for work in chosen:
             if work.name == "search" and OWN in options.engines:
-                found[work.name] = searches(runner, folder / "alone", options.stored, options.threads)
+                found[work.name] = search_and_parts(runner, folder / "alone", options.stored, options.threads)
             else:
                 found[work.name] = runner.run(work, specs)
         runner.stop()

@@ -1,4 +1,4 @@
-"""What only ours is asked: the store by itself, cost of growth, start to ready."""
+"""What only ours is asked: `/search` beside its parts, cost of growth, start to ready."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ def prepared_store(bench: Bench, path: Path, count: int, threads: int) -> None:
     _in_store(bench, path, threads, "fill", count=count)
 
 
-def searches(runner: Runner, path: Path, count: int, threads: int) -> dict[str, Outcome]:
+def search_and_parts(runner: Runner, path: Path, count: int, threads: int) -> dict[str, Outcome]:
     """`/search`, and in turn what it is held against: those queries encoded and as many documents searched alone."""
     _in_store(runner.bench, path, threads, "fill", count=count)
 

@@ -155,9 +155,12 @@ def http_queries(name: str, instruction: str) -> Measure:
 
 
 def searches(bench: Bench, server: Server, number: int) -> Result:
-    """`/search` by one client that waits for each answer."""
+    """`/search` by one client that waits for each answer, and what the service says of its stages."""
     bodies = [_search(text) for text in bench.workload.texts("searches", number)]
-    return {"latencies": closed(server.port, "/search", bodies, clients=1).latencies}
+    loaded = closed(server.port, "/search", bodies, clients=1)
+    took = [json.loads(answer)["took_ms"] for answer in loaded.answers]
+    stages = {f"{stage} ms": float(np.median([each[stage] for each in took])) for stage in took[0]}
+    return {"latencies": loaded.latencies, **stages}
 
 
 def ingestion(bench: Bench, server: Server, number: int) -> Result:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Request, Response
 from fastapi.openapi.models import Example
 
 from service.api.bodies import JsonRoute
-from service.api.encoding import cut_dimensions, embed, on_wire, tokenizer_for, vectors_response
+from service.api.encoding import cut_dimensions, embed, on_wire, tokenizing, vectors_response
 from service.api.limits import check_dimensions, check_instruction, check_texts
 from service.api.problems import problems
 from service.api.services import ServicesDep
@@ -33,11 +33,8 @@ async def embed_texts(
     check_texts(texts, services.settings.api, field="inputs")
     check_instruction(body.instruction, services.settings.api)
     check_dimensions(body.dimensions, services.checkpoint.dimension)
-    tokenize = tokenizer_for(
-        services.checkpoint, texts, body.kind, instruction=body.instruction, truncate=body.truncate
-    )
-    num_chars = sum(map(len, [*texts, body.instruction or ""]))
-    embedded = await embed(request, services, services.served.main, body.kind, tokenize, num_chars=num_chars)
+    work = tokenizing(services.checkpoint, texts, body.kind, instruction=body.instruction, truncate=body.truncate)
+    embedded = await embed(request, services, services.served.main, body.kind, work)
     embeddings = cut_dimensions(embedded.embeddings, body.dimensions)
     return vectors_response(
         {

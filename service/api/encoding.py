@@ -5,6 +5,7 @@ import base64
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,15 +35,27 @@ class Embedded:
     encode_seconds: float
 
 
-def tokenizer_for(
+@dataclass(frozen=True, kw_only=True)
+class Tokenizing:
+    """A blocking call, and of how many characters it is, what is put around each text included."""
+
+    call: Callable[[], Tokenized]
+    num_chars: int
+
+
+def tokenizing(
     checkpoint: Checkpoint, texts: Sequence[str], kind: Kind, *, instruction: str | None, truncate: bool
-) -> Callable[[], Tokenized]:
-    """The blocking call that tokenizes `texts`; an instruction may be one of the checkpoint's names."""
-    contract = checkpoint.contract
-    if kind == "document":
-        return lambda: contract.documents([("", text) for text in texts], truncate=truncate)
+) -> Tokenizing:
+    """Of `texts`; an instruction may be one of the checkpoint's names."""
+    contract, frame = checkpoint.contract, checkpoint.contract.frame
     sentence = None if instruction is None else checkpoint.instructions.get(instruction, instruction)
-    return lambda: contract.queries(texts, instruction=sentence, truncate=truncate)
+    if kind == "document":
+        num_around = len(frame.document_prefix)
+        call = partial(contract.documents, [("", text) for text in texts], truncate=truncate)
+    else:
+        num_around = len(frame.query_template) + len(frame.default_instruction if sentence is None else sentence)
+        call = partial(contract.queries, texts, instruction=sentence, truncate=truncate)
+    return Tokenizing(call=call, num_chars=sum(map(len, texts)) + num_around * len(texts))
 
 
 async def embed(
@@ -50,16 +63,14 @@ async def embed(
     services: Services,
     served: ServedCheckpoint,
     kind: Kind,
-    tokenize: Callable[[], Tokenized],
-    *,
-    num_chars: int,
+    work: Tokenizing,
 ) -> Embedded:
-    """Tokenize so many characters, then encode in the lane of `kind` before the request's deadline.
+    """Tokenize, then encode in the lane of `kind` before the request's deadline.
 
     Only queries come again: a document that did not change is not even sent here.
     """
     started = time.monotonic()
-    tokenized = tokenize() if num_chars <= _FEW_CHARS else await asyncio.to_thread(tokenize)
+    tokenized = work.call() if work.num_chars <= _FEW_CHARS else await asyncio.to_thread(work.call)
     tokenize_seconds = time.monotonic() - started
     services.metrics.observe_stage("tokenize", tokenize_seconds)
     services.metrics.count_truncated(len(tokenized.truncated))

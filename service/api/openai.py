@@ -1,13 +1,14 @@
 """`POST /v1/embeddings`, `GET /v1/models`: OpenAI's shape, so that existing clients work by changing their base URL."""
 
 import re
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.openapi.models import Example
 
 from service.api.bodies import JsonRoute
-from service.api.encoding import cut_dimensions, embed, on_wire, tokenizer_for, vectors_response
+from service.api.encoding import Tokenizing, cut_dimensions, embed, on_wire, tokenizing, vectors_response
 from service.api.limits import check_count, check_dimensions, check_instruction, check_texts
 from service.api.problems import problems
 from service.api.services import ServicesDep
@@ -39,14 +40,12 @@ async def create_embeddings(
     check_dimensions(body.dimensions, services.checkpoint.dimension)
     if token_ids and (kind != "document" or instruction):
         raise InvalidInputError("input: token ids are complete already; kind and instruction go with texts only.")
-    contract = services.checkpoint.contract
-    tokenize = (
-        (lambda: contract.token_ids(token_ids, truncate=False))
-        if token_ids
-        else tokenizer_for(services.checkpoint, texts, kind, instruction=instruction, truncate=False)
-    )
-    num_chars = sum(map(len, [*texts, *token_ids, instruction or ""]))
-    embedded = await embed(request, services, services.served.main, kind, tokenize, num_chars=num_chars)
+    if token_ids:
+        call = partial(services.checkpoint.contract.token_ids, token_ids, truncate=False)
+        work = Tokenizing(call=call, num_chars=sum(map(len, token_ids)))
+    else:
+        work = tokenizing(services.checkpoint, texts, kind, instruction=instruction, truncate=False)
+    embedded = await embed(request, services, services.served.main, kind, work)
     rows = on_wire(cut_dimensions(embedded.embeddings, body.dimensions), body.encoding_format)
     num_tokens = embedded.tokenized.num_tokens
     return vectors_response(

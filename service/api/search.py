@@ -9,7 +9,7 @@ from fastapi.openapi.models import Example
 
 from service.api.access import CallerDep
 from service.api.bodies import JsonRoute
-from service.api.encoding import Embedded, embed, json_response, tokenizer_for
+from service.api.encoding import Embedded, embed, json_response, tokenizing
 from service.api.limits import check_instruction, check_page, check_texts
 from service.api.problems import problems
 from service.api.services import ServicesDep
@@ -46,9 +46,8 @@ async def search(
     options = _options(body)
     collection = await services.collections.check(caller.check(services.name_of(body.collection)))
     served = collection.served
-    tokenize = tokenizer_for(served.checkpoint, texts, "query", instruction=body.instruction, truncate=body.truncate)
-    num_chars = sum(map(len, [*texts, body.instruction or ""]))
-    embedded = await embed(request, services, served, "query", tokenize, num_chars=num_chars)
+    work = tokenizing(served.checkpoint, texts, "query", instruction=body.instruction, truncate=body.truncate)
+    embedded = await embed(request, services, served, "query", work)
     search_started = time.monotonic()
     hits = await services.store.search_batch(collection.physical_name, embedded.embeddings, options)
     search_seconds = time.monotonic() - search_started

@@ -6,6 +6,7 @@ then follows its family. Whatever would embed wrongly without an error is refuse
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -400,11 +401,13 @@ def _digests(path: Path, known: Digests) -> Digests:
     tokenizer_files = [path / "tokenizer.json"] if (path / "tokenizer.json").exists() else sorted(path.glob("*.txt"))
     digests: Digests = {}
     for file in [*tokenizer_files, *weight_files(path)]:
-        status = file.stat()
-        stamp = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        *known_stamp, digest = known.get(file.name, [None])
-        if known_stamp != stamp:
-            with file.open("rb") as content:
+        with file.open(
+            "rb"
+        ) as content:  # a network's file system asks anew what it knows of a file when that is opened
+            status = os.fstat(content.fileno())
+            stamp = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+            *known_stamp, digest = known.get(file.name, [None])
+            if known_stamp != stamp:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
         digests[file.name] = [*stamp, digest]
     return digests

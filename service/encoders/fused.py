@@ -112,6 +112,9 @@ class _IntegerProduct:
         self._size = layers[0].in_features
         self._columns = sum(layer.out_features for layer in layers)
         self._tile = _constant(kernels, "product_rows")
+        width = _constant(kernels, "product_columns")
+        assert not self._size % 2, "an odd number of inputs"
+        assert not any(layer.out_features % width for layer in layers), "no whole tiles of outputs"
         self._weight = torch.empty(self._columns, self._size, dtype=torch.int16)  # in the order of `eoseek_product`
         self._scales = torch.empty(self._columns, dtype=torch.float32)
         start = 0

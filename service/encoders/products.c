@@ -24,7 +24,7 @@ int eoseek_has_products(void) {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
-/* Weights, float32 (columns, size), as eoseek_product takes them, and the scales of its outputs */
+/* Weights, float32 (columns, size), as eoseek_product takes them, and the scales of its outputs; of the same multiples */
 AVX2 void eoseek_pack(const float *weights, int16_t *packed, float *scales, long columns, long size) {
 #pragma omp parallel for schedule(static)
   for (long column = 0; column < columns; column++) {

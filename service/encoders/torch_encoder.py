@@ -250,14 +250,17 @@ class TorchEncoder:
         family = self._model.config.model_type
         fused, self._fused = self._fused, None
         forward = self._forward
+        if is_packed_only(self._model) and fused is not None:
+            single = np.concatenate([self.encode([ids]) for ids in token_ids])
+            if self._check_fused(fused, token_ids, single):
+                return
+        in_integers, self._in_integers = self._in_integers, False
+        packed = self.encode(token_ids)
         if is_packed_only(self._model):
             single = np.concatenate([self.encode([ids]) for ids in token_ids])
-            if not self._check_fused(fused, token_ids, single):
-                packed = self.encode(token_ids)
-                if not self._agree(packed, single):
-                    raise _depends_on_batch(family, packed, single)
+            if not self._agree(packed, single):
+                raise _depends_on_batch(family, packed, single)
             return
-        packed = self.encode(token_ids)
         if forward is packed_forward:
             self._model.set_attn_implementation("sdpa" if self._model._supports_sdpa else "eager")
         self._forward = padded_forward
@@ -266,11 +269,11 @@ class TorchEncoder:
             self._forward = forward
             if forward is packed_forward:
                 enable_packing(self._model)
+            self._in_integers = in_integers
             self._check_fused(fused, token_ids, single)
             return
         if forward is packed_forward and self._agree(self.encode(token_ids), single):
             log.warning("%s: packing changes its vectors, so batches are padded", family)
-            self._in_integers = False
             return
         raise _depends_on_batch(family, packed, single)
 

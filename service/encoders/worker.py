@@ -119,11 +119,13 @@ def load_early(settings: "EncoderSettings", log_format: LogFormat) -> Checkpoint
     """
     name = settings.checkpoint
     is_here = name in BUILT or Path(name).expanduser().is_dir()
-    if settings.backend != "torch" or settings.trust_remote_code or not is_here:
+    if settings.backend != "torch" or not is_here:
         return None
     try:
         modules = _modules(str(locate(name)))
         Nursery.launch_early(modules)
+        if settings.trust_remote_code:
+            return None
         checkpoint = load_checkpoint(name, max_length=settings.max_length)  # while the nursery imports
     except ConfigurationError:
         return None
@@ -132,7 +134,7 @@ def load_early(settings: "EncoderSettings", log_format: LogFormat) -> Checkpoint
 
 
 def _modules(checkpoint_path: str) -> tuple[str, ...]:
-    """What a worker on torch imports for a checkpoint; for one that cannot be read, which the worker tells, nothing."""
+    """What a worker on torch imports for a checkpoint; not transformers for one that cannot be read."""
     own = (_TORCH.partition(":")[0], __name__)
     try:
         return own if is_plain(Path(checkpoint_path)) else (*own, "transformers.models.auto.modeling_auto")

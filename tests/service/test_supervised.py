@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import psutil
@@ -21,6 +22,7 @@ from service.errors import (
     NotFoundError,
     NotReadyError,
 )
+from service.frames import pack
 from service.logs import JsonFormatter
 from service.nursery import Nursery
 from service.supervised import ChildDiedError, Supervised
@@ -660,9 +662,18 @@ def bear_early(*modules, **config):
     """The processes of a nursery that is launched ahead and of the child that it bears ahead."""
     early = launch_early(*modules)
     Nursery.bear_early(modules, ["tests.fakes:build_echo", config, "text"])
+    deadline = time.monotonic() + LIMIT_SECONDS
     while not early.children():
-        assert early.is_running()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     return early, *early.children()
+
+
+async def ended(process):
+    """Return once it runs no longer; the nursery may leave it a zombie."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110  (it is nobody's child here)
+            await asyncio.sleep(0.01)
 
 
 @needs_linux
@@ -695,6 +706,7 @@ def test_supervised_child_born_early_with_another_config_is_ended():
             assert await child.call("parent_pid") == early.pid
             assert child.pid != born.pid
             assert await child.call("echo", 1) == [1]
+            await ended(born)
         assert psutil.Process().children(recursive=True) == []
 
     run(test)
@@ -720,6 +732,30 @@ def test_supervised_child_born_early_that_hangs_ends_with_the_start_timeout():
         with pytest.raises(ConfigurationError, match="did not start within 1 s"):
             await make(start_timeout_seconds=1.0, preload=["colorsys"], build="hang").start()
         assert psutil.Process().children(recursive=True) == []
+
+    run(test)
+
+
+@needs_linux
+def test_supervised_child_that_dies_before_it_is_greeted_leaves_its_nursery(monkeypatch):
+    async def test():
+        events = Events()
+        async with running(events, preload=["colorsys"]) as child:
+            parent = psutil.Process(await child.call("parent_pid"))
+
+            def pack_late(message):
+                monkeypatch.undo()
+                for each in parent.children():
+                    each.kill()
+                while any(each.status() != psutil.STATUS_ZOMBIE for each in parent.children()):
+                    time.sleep(0.01)
+                return pack(message)
+
+            monkeypatch.setattr("service.nursery.pack", pack_late)
+            os.kill(child.pid, signal.SIGKILL)
+            await events.until("restart_failed")
+            await events.until("restarted")
+            assert await child.call("parent_pid") == parent.pid
 
     run(test)
 

@@ -2,11 +2,13 @@
 
 import base64
 import re
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from service.api.encoding import tokenizing
 from service.encoders.prompt import Frame, TokenContract
 from tests.fakes import fake_embedding
 from tests.service.api.parts import DIMENSION, MAX_LENGTH, byte_tokenizer, tiny_checkpoint
@@ -32,6 +34,39 @@ def test_embed_answers_in_input_order_with_usage(client):
     assert answer["embeddings"] == [embed(client, "a")["embeddings"][0], embed(client, "bc")["embeddings"][0]]
     assert (answer["model"], answer["dimensions"], answer["truncated"]) == ("tiny", DIMENSION, [])
     assert answer["usage"] == {"tokens": 5}  # a byte a token and an [EOS] each
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kind", "instruction", "num_chars"),
+    [
+        (["abc", "de"], "document", None, 5 + 2 * len("doc: ")),
+        (["abc", "de"], "query", None, 5 + 2 * len("{instruction}>{query}" + "Find c")),
+        (["abc", "de"], "query", "", 5 + 2 * len("{instruction}>{query}")),
+        (["abc", "de"], "query", "code", 5 + 2 * len("{instruction}>{query}" + "Find the function")),
+        (["a"] * 25, "query", "x" * 479, 12_525),
+    ],
+)
+def test_tokenizing_counts_what_is_put_around_each_text(inputs, kind, instruction, num_chars):
+    frame = Frame(query_template="{instruction}>{query}", default_instruction="Find c", document_prefix="doc: ")
+    contract = TokenContract(byte_tokenizer(), frame, max_length=1000, eos_ids=[256])
+    checkpoint = replace(tiny_checkpoint(), contract=contract)
+    work = tokenizing(checkpoint, inputs, kind, instruction=instruction, truncate=False)
+    assert work.num_chars == num_chars
+    assert work.num_chars >= work.call().num_tokens - len(inputs)  # a byte a token and an [EOS] each
+
+
+@pytest.mark.parametrize(("num_chars", "is_elsewhere"), [(512, False), (513, True)])
+def test_embed_tokenizes_many_characters_off_the_event_loop(make_client, monkeypatch, num_chars, is_elsewhere):
+    threads = []
+    tokenize = TokenContract.documents
+
+    def documents(*args, **options):
+        threads.append(threading.current_thread().name)
+        return tokenize(*args, **options)
+
+    monkeypatch.setattr(TokenContract, "documents", documents)
+    embed(make_client(checkpoint=tiny_checkpoint(max_length=1000)), "x" * num_chars)
+    assert [name.startswith("asyncio_") for name in threads] == [is_elsewhere]
 
 
 def test_embed_gives_exact_float32(client):

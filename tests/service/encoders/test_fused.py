@@ -13,12 +13,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import service.encoders.fused as fused_module
 from service.encoders import torch_loading
+from service.encoders.decoder import read_decoder
 from service.encoders.fused import MIN_ROWS, FusedDecoder, has_integer_products, load_kernels
 from service.encoders.packed import Packing, Prefix, enable_packing, keep_norms_in_float32, packed_forward
 from service.encoders.torch_encoder import TorchEncoder
 from service.encoders.torch_loading import load_encoder
 from service.errors import ConfigurationError
 from tests.checkpoints import tiny_model, write_tiny_checkpoint
+from tests.service.encoders.test_decoder import write_plain_checkpoint
 from tests.service.encoders.test_torch_encoder import LENGTHS, random_ids
 
 CHANGES = {
@@ -220,6 +222,30 @@ def test_encoder_leaves_fused_layers_that_change_its_vectors(
     assert encoder._fused is None
     assert encoder.dtype == str(encoder._model.dtype).removeprefix("torch.")
     assert encoder._forward is expected
+
+
+@each_format
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_encoder_on_a_decoder_leaves_fused_layers_that_change_its_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number_format: str, is_wrong: bool
+) -> None:
+    path = write_plain_checkpoint(tmp_path, "qwen3")  # whose heads are of 16 values
+    decoder = read_decoder(path, dtype=FORMATS.get(number_format, torch.float32))
+    encoder = encoder_of(decoder)
+    assert encoder.dtype == number_format
+    forwards = []
+    monkeypatch.setattr(
+        encoder, "_forward", lambda *args, **options: forwards.append(options) or packed_forward(*args, **options)
+    )
+    if is_wrong:
+        monkeypatch.setattr(FusedDecoder, "_rotate", lambda *_: None)
+    encoder.check(random_ids([2, 9, 20, 30]))
+    assert (encoder._fused is None) is is_wrong
+    assert encoder.dtype == (str(decoder.dtype).removeprefix("torch.") if is_wrong else number_format)
+    # a text that is as short is calculated more widely than the others, in what is compared with each other
+    forwards.clear()
+    encoder.encode(random_ids([2]))
+    assert [each["is_widened"] for each in forwards] == [is_wrong or number_format == "bfloat16"]
 
 
 @each_format

@@ -255,7 +255,7 @@ def test_worker_that_was_loaded_early_is_the_one_that_starts(tmp_path, monkeypat
     [
         ({"backend": "vllm"}, 0),
         ({"backend": "remote", "urls": ("http://127.0.0.1:1/v1",)}, 0),
-        ({"trust_remote_code": True}, 0),
+        ({"trust_remote_code": True}, 1),  # of which the start warns
         ({"checkpoint": "organisation/on-the-hub"}, 0),
         ({"checkpoint": "eoseek-smollm2-135m"}, 0),  # not built yet
         ({}, 1),  # the directory is empty

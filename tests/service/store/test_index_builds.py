@@ -16,7 +16,7 @@ from service.store import backup, index_builds
 from service.store.base import Document, Hit, Point, SearchOptions, Snapshot
 from service.store.edge import EdgeStore
 from service.store.edge_files import described
-from service.store.edge_index import IndexFigures
+from service.store.edge_index import IndexFigures, search_params
 from service.store.edge_shards import EdgeShards
 from service.store.filters import check_filter
 
@@ -458,3 +458,14 @@ def test_old_directory_that_outlived_the_exchange_is_cleared_at_the_next_open(tm
 def test_index_is_due(num_points: int, num_indexed: int, num_gone: int, is_due: bool) -> None:
     figures = IndexFigures(num_points=num_points, num_indexed=num_indexed, num_gone=num_gone)
     assert figures.is_due(threshold=20, dimension=1024) is is_due
+
+
+@pytest.mark.parametrize(
+    ("num_points", "changes", "candidates"),
+    [(1, {}, 192), (100_000, {}, 192), (1_600_000, {}, 384), (100, {"top_k": 150, "offset": 100}, 250)],
+)
+async def test_a_larger_index_is_searched_with_more_candidates(
+    num_points: int, changes: dict[str, int], candidates: int
+) -> None:
+    options = {"exact": False, "filter": None, "top_k": 10, "offset": 0} | changes
+    assert search_params(options, num_points=num_points).hnsw_ef == candidates  # 2 ** 4 times as many points, 2 times
