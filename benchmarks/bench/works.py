@@ -159,8 +159,8 @@ def searches(bench: Bench, server: Server, number: int) -> Result:
     bodies = [_search(text) for text in bench.workload.texts("searches", number)]
     loaded = closed(server.port, "/search", bodies, clients=1)
     took = [json.loads(answer)["took_ms"] for answer in loaded.answers]
-    stages = {f"{stage} ms": float(np.median([each[stage] for each in took])) for stage in took[0]}
-    return {"latencies": loaded.latencies, **stages}
+    stages: Result = {f"{stage} latencies": [each[stage] / 1000 for each in took] for stage in took[0]}
+    return {"latencies": loaded.latencies} | stages
 
 
 def ingestion(bench: Bench, server: Server, number: int) -> Result:
