@@ -248,6 +248,7 @@ class FusedDecoder:
         *,
         prefixes: Sequence[Prefix | None] | None = None,
         keep: Mapping[int, Prefix] | None = None,
+        before_layer: Callable[[], None] | None = None,
     ) -> Tensor:
         """State of each text's last token.
 
@@ -255,6 +256,7 @@ class FusedDecoder:
             token_ids: non-empty sequences, without their prefix; sorted by length they cost least.
             prefixes: as in `Packing.of`.
             keep: as in `Packing.of`.
+            before_layer: called before each layer; may wait.
         Returns:
             (N, D) in float32, in order.
         """
@@ -280,6 +282,8 @@ class FusedDecoder:
         cosine_TD, sine_TD = (each[0, :, : self._head_size // 2].float().contiguous() for each in angles)
         change_TD: Tensor | None = None
         for layer in self._layers:
+            if before_layer is not None:
+                before_layer()
             qkv_TD = layer.qkv(self._add_norm(stream_TD, change_TD, layer.attention_norm))
             self._rotate(qkv_TD, cosine_TD, sine_TD, layer)
             attended_TD = attend(qkv_TD, layer)

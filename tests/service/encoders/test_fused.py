@@ -1,6 +1,8 @@
 """The fused layers against transformers' own forward, and each kernel against torch."""
 
 import ctypes
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 import service.encoders.fused as fused_module
-from service.encoders import torch_loading
+from service.encoders import torch_encoder, torch_loading
 from service.encoders.decoder import read_decoder
 from service.encoders.fused import MIN_ROWS, FusedDecoder, has_integer_products, load_kernels
 from service.encoders.packed import Packing, Prefix, enable_packing, keep_norms_in_float32, packed_forward
@@ -222,6 +224,46 @@ def test_encoder_leaves_fused_layers_that_change_its_vectors(
     assert encoder._fused is None
     assert encoder.dtype == str(encoder._model.dtype).removeprefix("torch.")
     assert encoder._forward is expected
+
+
+@each_format
+@pytest.mark.parametrize("pause_seconds", [60.0, 0.001])
+def test_encoder_in_background_pauses_for_other_batches_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch, number_format: str, pause_seconds: float
+) -> None:
+    monkeypatch.setattr(torch_encoder, "_MAX_PAUSE_SECONDS", pause_seconds)
+    encoder, token_ids = encoder_of(model_of("llama", number_format)), random_ids([9, 20])
+    began = threading.Event()
+    let_pass = encoder._let_pass
+    monkeypatch.setattr(encoder, "_let_pass", lambda: began.set() or let_pass())
+    encoder._is_quiet.clear()  # as while `encode` runs
+    with ThreadPoolExecutor(1) as beside:
+        rows = beside.submit(encoder.encode_in_background, token_ids)
+        assert began.wait(60)
+        if pause_seconds > 1:
+            with pytest.raises(TimeoutError):
+                rows.result(0.3)
+            expected = encoder.encode(token_ids)  # which is not held up, and lets the other go on at its end
+        got = rows.result(60)
+    if pause_seconds > 1:
+        assert (got * expected).sum(axis=1).min() > 0.999
+        assert encoder._is_quiet.is_set()
+
+
+@each_format
+def test_encoder_lets_the_background_go_on_after_a_batch_that_fails(
+    monkeypatch: pytest.MonkeyPatch, number_format: str
+) -> None:
+    encoder = encoder_of(model_of("llama", number_format))
+
+    def fail(*_: Any, **__: Any) -> None:
+        assert not encoder._is_quiet.is_set()
+        raise RuntimeError("no such row")
+
+    monkeypatch.setattr(encoder, "_encode_row", fail)
+    with pytest.raises(RuntimeError, match="no such row"):
+        encoder.encode(random_ids([9]))
+    assert encoder._is_quiet.is_set()
 
 
 @each_format
