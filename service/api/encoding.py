@@ -59,11 +59,7 @@ def tokenizing(
 
 
 async def embed(
-    request: Request,
-    services: Services,
-    served: ServedCheckpoint,
-    kind: Kind,
-    work: Tokenizing,
+    request: Request, services: Services, served: ServedCheckpoint, kind: Kind, work: Tokenizing
 ) -> Embedded:
     """Tokenize, then encode in the lane of `kind` before the request's deadline.
 
