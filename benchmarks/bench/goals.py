@@ -50,9 +50,11 @@ def _goals(figures: Figures, flop_per_document: float) -> Iterator[Goal]:
     yield at_least(
         "documents/s, share of the limit", documents, None if limit is None else limit * 1e9 / flop_per_document, 0.75
     )
-    queries, instructed = (get(work, "eoseek", "queries/s") for work in ("queries", "instructed"))
+    queries = get("queries", "eoseek", "queries/s")
     yield at_least("queries/s over HTTP, times the best peer", queries, figures.best_peer("queries", "queries/s"), 2.0)
-    yield at_least("queries/s with an instruction, times those without", instructed, queries, 0.9)
+    without = get("instructed", "eoseek", "times without")
+    yield at_least("queries/s with an instruction, times those without", without, 1.0, 0.9)
+    instructed = get("instructed", "eoseek", "queries/s")
     best = figures.best_peer("instructed", "queries/s")
     yield at_least("queries/s with an instruction, times the best peer", instructed, best, 4.0)
     yield _search(figures)

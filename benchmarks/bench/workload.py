@@ -116,6 +116,7 @@ def make(sizes: Sizes, *, num_rounds: int, seed: int = 11, real: Sequence[str] =
     short = {
         "queries": sizes.queries,
         "instructed": sizes.instructed,
+        "not instructed": sizes.instructed,
         "single queries": sizes.single_queries,
         "searches": sizes.searches,
         "idle queries": sizes.paced_queries,
