@@ -38,7 +38,7 @@ RECIPE_OPTIONS := --data-root $(RUNS)/data --set output=$(RUNS) $(if $(SMOKE), \
   --set document_length=64 --set evaluation.every_steps=2 --set evaluation.held_out_queries=1 \
   --set evaluation.corpus_size=24 --set logging_steps=1)
 
-.PHONY: help install install-dev model serve test vllm-env test-vllm bench chaos check audit format docs training-data train-default clean
+.PHONY: help install install-dev model serve test vllm-packages vllm-env test-vllm bench chaos check audit format docs training-data train-default clean
 .DEFAULT_GOAL := help
 
 help:
@@ -74,24 +74,30 @@ model: install
 serve: install
 	$(BIN)/eoseek serve --demo
 
+# Two tests at a time: most wait for a process to start. Threads of OpenMP that wait awake would take the other's core.
 test: install-dev model
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # vLLM built for processors. torch first and by itself, so that it brings what its build for this machine needs
 VLLM_VENV ?= .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check --no-input
-$(VLLM_VENV)/stamp: requirements-vllm.txt pyproject.toml
+$(VLLM_VENV)/packages: requirements-vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_PIP) -c requirements-vllm.txt torch
 	$(VLLM_PIP) --no-deps -r requirements-vllm.txt
+	@touch $@
+
+$(VLLM_VENV)/stamp: $(VLLM_VENV)/packages pyproject.toml
 	$(VLLM_PIP) --no-deps --no-build-isolation -e .
 	@! $(VLLM_VENV)/bin/python -m pip check | grep -vE 'requires torch(audio|codec|vision)'
 	@touch $@
 
+vllm-packages: $(VLLM_VENV)/packages
+
 vllm-env: $(VLLM_VENV)/stamp
 
 test-vllm: vllm-env model
-	$(VLLM_VENV)/bin/python -m pytest tests/service/encoders/test_conformance.py -k vllm $(ARGS)
+	$(VLLM_VENV)/bin/python -m pytest -n 2 --dist loadgroup tests/service/encoders/test_conformance.py -k vllm $(ARGS)
 
 bench: install-dev model
 	$(BIN)/python -m benchmarks.bench $(BENCH)
