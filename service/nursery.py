@@ -98,9 +98,9 @@ class Nursery:
         if nursery is not None and nursery._first is None:
             with contextlib.suppress(OSError):
                 ours, theirs = socket.socketpair()
-                nursery._first = _First(hello, ours)
-                with theirs:
+                with _closed_on_error(ours), theirs:
                     nursery._ask(theirs)
+                nursery._first = _First(hello, ours)
                 ours.sendall(pack(hello))
 
     async def bear(self, hello: list[Any]) -> tuple[Process, socket.socket]:
@@ -281,7 +281,7 @@ def main(fd: int, modules: Sequence[str]) -> NoReturn:
     child.leave_the_end_to_the_parent()
     connection = socket.socket(fileno=fd)
     connection.set_inheritable(False)
-    gc.disable()  # a tenth of the time that torch's import takes, for nothing
+    gc.disable()  # it would look for garbage that imports do not leave
     for module in modules:
         with contextlib.suppress(Exception):
             importlib.import_module(module)

@@ -155,17 +155,16 @@ def http_queries(name: str, instruction: str) -> Measure:
 
 
 def instructed_queries(bench: Bench, server: Server, number: int) -> Result:
-    """Single queries with an instruction; of ours also their speed over that of others without, half of which are sent
-    before and half after, as the machine's own speed changes within a minute."""
-    measure = http_queries("instructed", INSTRUCTION)
+    """Single queries with an instruction; of ours also their speed over that of as many others without, in the same
+    seconds, as the machine's own speed changes within minutes."""
+    instructed = http_queries("instructed", INSTRUCTION)
     if server.spec != OURS:
-        return measure(bench, server, number)
-    texts = bench.workload.texts("not instructed", number)
-    without = [[server.body([text], kind="query") for text in texts[half::2]] for half in (0, 1)]
-    before = closed(server.port, EMBEDDINGS, without[0], clients=CLIENTS).seconds
-    result = measure(bench, server, number)
-    after = closed(server.port, EMBEDDINGS, without[1], clients=CLIENTS).seconds
-    return result | {"times without": float(result["queries/s"]) * (before + after) / len(texts)}
+        return instructed(bench, server, number)
+    both = [instructed, http_queries("not instructed", "")]
+    order = both if number % 2 else both[::-1]
+    results = {measure: measure(bench, server, number) for measure in order}
+    result, without = (results[measure] for measure in both)
+    return result | {"times without": result["queries/s"] / without["queries/s"]}
 
 
 def searches(bench: Bench, server: Server, number: int) -> Result:

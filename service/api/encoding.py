@@ -20,7 +20,8 @@ from service.encoders.prompt import Tokenized
 from service.ingest.served import ServedCheckpoint
 from service.schemas import EncodingFormat, Kind
 
-# tokenized on the event loop, in 0.05 to 0.5 ms; a thread takes 0.2 to hand over to, and as much to come back from cold
+# of one text, tokenized on the event loop in 0.05 to 0.5 ms; a thread takes 0.2 to hand over to, and as much to come
+# back from cold. Several texts go to the tokenizer's pool, where they wait for whatever large batch is in it
 _FEW_CHARS = 512
 
 
@@ -37,10 +38,16 @@ class Embedded:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizing:
-    """A blocking call, and of how many characters it is, what is put around each text included."""
+    """A blocking call, and of how many texts and characters it is, what is put around each text included."""
 
     call: Callable[[], Tokenized]
+    num_texts: int
     num_chars: int
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it takes less than a thread's hand-over."""
+        return self.num_texts == 1 and self.num_chars <= _FEW_CHARS
 
 
 def tokenizing(
@@ -55,7 +62,8 @@ def tokenizing(
     else:
         num_around = len(frame.query_template) + len(frame.default_instruction if sentence is None else sentence)
         call = partial(contract.queries, texts, instruction=sentence, truncate=truncate)
-    return Tokenizing(call=call, num_chars=sum(map(len, texts)) + num_around * len(texts))
+    num_chars = sum(map(len, texts)) + num_around * len(texts)
+    return Tokenizing(call=call, num_texts=len(texts), num_chars=num_chars)
 
 
 async def embed(
@@ -66,7 +74,7 @@ async def embed(
     Only queries come again: a document that did not change is not even sent here.
     """
     started = time.monotonic()
-    tokenized = work.call() if work.num_chars <= _FEW_CHARS else await asyncio.to_thread(work.call)
+    tokenized = work.call() if work.is_short else await asyncio.to_thread(work.call)
     tokenize_seconds = time.monotonic() - started
     services.metrics.observe_stage("tokenize", tokenize_seconds)
     services.metrics.count_truncated(len(tokenized.truncated))

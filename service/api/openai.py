@@ -42,7 +42,7 @@ async def create_embeddings(
         raise InvalidInputError("input: token ids are complete already; kind and instruction go with texts only.")
     if token_ids:
         call = partial(services.checkpoint.contract.token_ids, token_ids, truncate=False)
-        work = Tokenizing(call=call, num_chars=sum(map(len, token_ids)))
+        work = Tokenizing(call=call, num_texts=len(token_ids), num_chars=sum(map(len, token_ids)))
     else:
         work = tokenizing(services.checkpoint, texts, kind, instruction=instruction, truncate=False)
     embedded = await embed(request, services, services.served.main, kind, work)

@@ -6,8 +6,7 @@ share a product wait after each (1.2 times faster on two cores), and a busy neig
 CUDA one row takes the whole batch.
 
 A batch in the background has threads of low priority, so that the system's scheduler, and no one's patience, puts a
-query before it; with fused layers it also pauses between two of them while there is a query. At 5 queries a second
-beside documents their p99 was 79 ms, on an idle machine 71 (two cores).
+query before it; with fused layers it also pauses between two of them while there is a query.
 """
 
 import logging
@@ -40,7 +39,6 @@ DELICATE_TOKENS = 4
 _SHARED_ROW_TOKENS = 256  # of a row that all threads share: in larger ones oneDNN's products round otherwise
 _MIN_ROW_TOKENS = 128  # of rows beside each other; shorter ones are faster with all threads on one
 _BACKGROUND_NICENESS = 10  # a tenth of a busy core's time: what is in the background goes on, whatever comes before it
-_BACKGROUND = "background"  # how threads are called
 _MAX_PAUSE_SECONDS = 0.05  # before each layer in the background: it goes on, whatever comes before it
 _MIN_SELF_COSINE = {"float32": 0.99999, "int16": 0.999, "bfloat16": 0.995}
 
@@ -130,12 +128,11 @@ class TorchEncoder:
             self._is_quiet.set()
 
     def _let_pass(self) -> None:
-        """Wait in the background while there is a batch that is not.
+        """Wait, in the background, while there is a batch that is not.
 
         Low priority alone let one query in twenty wait 100 to 200 ms, as threads wait awake, and for Python's lock.
         """
-        if threading.current_thread().name.startswith(_BACKGROUND):
-            self._is_quiet.wait(_MAX_PAUSE_SECONDS)
+        self._is_quiet.wait(_MAX_PAUSE_SECONDS)
 
     def _encode(self, token_ids: Sequence[TokenIds], *, is_background: bool) -> Embeddings:
         embeddings = np.empty((len(token_ids), self._dimension), dtype=np.float32)
@@ -179,6 +176,10 @@ class TorchEncoder:
         is_widened: bool = False,
     ) -> None:
         """Encode the texts of these indices, in rows of neighbours, on this thread or on others."""
+
+        def encode_row(row: list[int]) -> Embeddings:
+            return self._encode_row([texts[index] for index in row], is_background, is_widened=is_widened)
+
         lengths = [len(text.rest) for text in texts]
         num_beside = self._num_rows_beside([lengths[index] for index in order])
         if num_beside == 1 or any(texts[index].num_kept for index in order):  # what is kept is written by one thread
@@ -186,14 +187,14 @@ class TorchEncoder:
             for row in _rows(
                 order, lengths, min(self._row_tokens, _SHARED_ROW_TOKENS) if is_fused else self._row_tokens
             ):
-                embeddings[row] = self._encode_row([texts[index] for index in row], is_widened=is_widened)
+                embeddings[row] = encode_row(row)
             return
 
         threads_each = self._num_threads // num_beside
 
         def encode_beside(row: list[int]) -> Embeddings:
             torch.set_num_threads(threads_each)
-            return self._encode_row([texts[index] for index in row], is_widened=is_widened)
+            return encode_row(row)
 
         rows = _even_rows(order, lengths, self._row_tokens, num_beside)
         try:
@@ -213,7 +214,7 @@ class TorchEncoder:
         num_tokens = sum(lengths)
         return max(1, min(self._num_threads, num_tokens // _MIN_ROW_TOKENS, num_tokens // max(lengths)))
 
-    def _encode_row(self, texts: list[_Text], *, is_widened: bool = False) -> Embeddings:
+    def _encode_row(self, texts: list[_Text], is_background: bool, *, is_widened: bool = False) -> Embeddings:
         rests = [text.rest for text in texts]
         options: dict[str, Any] = {}
         if any(text.prefix is not None for text in texts):
@@ -224,7 +225,8 @@ class TorchEncoder:
         try:
             with torch.inference_mode():
                 if self._fused is not None and not is_widened:
-                    last_ND = self._fused(rests, before_layer=self._let_pass, **options)
+                    before_layer = self._let_pass if is_background else None
+                    last_ND = self._fused(rests, before_layer=before_layer, **options)
                     embeddings = pool(last_ND, [1] * len(rests), "last_token").numpy()
                 else:
                     # next to integers the weights' own float32 is the wider format
@@ -241,7 +243,8 @@ class TorchEncoder:
                 raise EncoderError(f"a text of {len(texts[0].ids)} tokens does not fit in memory") from error
         # outside the handler, whose traceback holds the tensors that did not fit
         half = len(texts) // 2
-        return np.concatenate([self._encode_row(each, is_widened=is_widened) for each in (texts[:half], texts[half:])])
+        parts = texts[:half], texts[half:]
+        return np.concatenate([self._encode_row(each, is_background, is_widened=is_widened) for each in parts])
 
     def take_prefix_figures(self) -> PrefixFigures:
         """See `PrefixEncoder.take_prefix_figures`."""
@@ -348,7 +351,7 @@ def _threads(count: int, *, is_background: bool) -> ThreadPoolExecutor:
     OpenMP keeps the others of each thread that ever shared one, and once all these are more than cores, none of them
     waits awake for its next part any more: after one document in the background a query took 48 to 65 ms instead of 29.
     """
-    name = _BACKGROUND if is_background else "row"
+    name = "background" if is_background else "row"
     return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=_give_way if is_background else None)
 
 

@@ -55,8 +55,12 @@ def test_tokenizing_counts_what_is_put_around_each_text(inputs, kind, instructio
     assert work.num_chars >= work.call().num_tokens - len(inputs)  # a byte a token and an [EOS] each
 
 
-@pytest.mark.parametrize(("num_chars", "is_elsewhere"), [(512, False), (513, True)])
-def test_embed_tokenizes_many_characters_off_the_event_loop(make_client, monkeypatch, num_chars, is_elsewhere):
+@pytest.mark.parametrize(
+    ("inputs", "is_elsewhere"),
+    [("x" * 512, False), ("x" * 513, True), (["x", "y"], True)],
+    ids=["one short text", "many characters", "several texts, which wait in the tokenizer's pool"],
+)
+def test_embed_tokenizes_what_may_take_long_off_the_event_loop(make_client, monkeypatch, inputs, is_elsewhere):
     threads = []
     tokenize = TokenContract.documents
 
@@ -65,7 +69,7 @@ def test_embed_tokenizes_many_characters_off_the_event_loop(make_client, monkeyp
         return tokenize(*args, **options)
 
     monkeypatch.setattr(TokenContract, "documents", documents)
-    embed(make_client(checkpoint=tiny_checkpoint(max_length=1000)), "x" * num_chars)
+    embed(make_client(checkpoint=tiny_checkpoint(max_length=1000)), inputs)
     assert [name.startswith("asyncio_") for name in threads] == [is_elsewhere]
 
 
