@@ -97,7 +97,7 @@ vllm-packages: $(VLLM_VENV)/packages
 vllm-env: $(VLLM_VENV)/stamp
 
 test-vllm: vllm-env model
-	$(VLLM_VENV)/bin/python -m pytest -n 2 --dist loadgroup tests/service/encoders/test_conformance.py -k vllm $(ARGS)
+	$(VLLM_VENV)/bin/python -m pytest tests/service/encoders/test_conformance.py -k vllm $(ARGS)
 
 bench: install-dev model
 	$(BIN)/python -m benchmarks.bench $(BENCH)

@@ -44,10 +44,7 @@ TEXTS = [
     "Merge multiple sorted inputs into a single sorted output, for example timestamped entries. " * 3,
 ]
 LONG = "It was said again, and in other words. " * 400
-KINDS = [
-    pytest.param(kind, marks=pytest.mark.xdist_group(kind))  # an engine takes a minute to start: once a process
-    for kind in ("torch-float32", "torch-bfloat16", "torch-int16", "vllm", "remote-eoseek", "remote-vllm")
-]
+KINDS = ["torch-float32", "torch-bfloat16", "torch-int16", "vllm", "remote-eoseek", "remote-vllm"]
 EXACT = {"torch-float32", "remote-eoseek"}  # the service behind the latter calculates in float32 here
 MIN_COSINE = 0.995
 """In bfloat16. vLLM gets more room on a text of one word, as it cannot calculate very short ones more exactly."""
